@@ -1,0 +1,39 @@
+"""FastV (ECCV 2024, arXiv 2403.06764): attention of the last prompt token, rotary included.
+
+Two published functions share the name, and they rank differently:
+
+* ``fastv-full``, FastV's own code: the softmax runs over the whole sequence, so a head that looks
+  at the picture at all weighs more than one that looks at the text.
+* ``fastv``, the baseline in FEATHER's code: softmax over the visual tokens alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from feather_edge.pruning.plan import StagePlan, row_priority, stage_quotas
+
+if TYPE_CHECKING:
+    from feather_edge.pruning.layout import Layout
+    from feather_edge.pruning.plan import ScoreDomain
+    from feather_edge.pruning.request import Pruning
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FastV:
+    """Attention with rotary embedding; ``score_domain`` tells the two variants apart."""
+
+    score_domain: ScoreDomain
+
+    def plan(self, pruning: Pruning, stage: int, num_stages: int, layout: Layout) -> StagePlan:
+        """Return the plan of a stage; see ``Criterion.plan``."""
+        zeros = [np.zeros(len(layout.rows(span))) for span in range(len(layout.spans))]
+        return StagePlan(
+            quotas=tuple(stage_quotas(pruning, stage, num_stages, layout)),
+            priority=row_priority(layout, zeros),
+            score_rotation="rotary",
+            score_domain=self.score_domain,
+        )

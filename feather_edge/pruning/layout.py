@@ -1,0 +1,116 @@
+"""Where the visual tokens are among the rows of a sequence, before and after pruning.
+
+Letters: S rows still alive, V visual tokens of the whole prompt.
+
+A prompt is text with one *span* of visual tokens per image. Pruning removes visual rows only and
+moves nothing: kept rows stay in order and keep the position they had in the full prompt, because
+shuffled positions cost FEATHER most of its localisation (paper, table A3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from feather_edge.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+TEXT = -1
+"""Span number of a row that is no visual token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisualSpan:
+    """One image's visual tokens in the prompt: a ``height`` x ``width`` raster from ``start``."""
+
+    start: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.height < 1 or self.width < 1:
+            raise RequestError(f"visual span {self} must start at 0 or later and not be empty")
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of visual tokens in the span."""
+        return self.height * self.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The rows still alive: ``positions`` [S] in the unpruned prompt, ascending."""
+
+    spans: tuple[VisualSpan, ...]
+    positions: NDArray[np.int64]
+
+    @classmethod
+    def full(cls, num_rows: int, spans: Sequence[VisualSpan]) -> Layout:
+        """Return the layout of an unpruned prompt of ``num_rows`` rows.
+
+        Raises:
+            RequestError: if the spans overlap, are not in order, or leave the prompt.
+        """
+        end = 0
+        for span in spans:
+            if span.start < end or span.start + span.num_tokens > num_rows:
+                raise RequestError(
+                    f"visual span {span} must lie within the prompt of {num_rows} rows, after the "
+                    f"span before it, which ends at {end}"
+                )
+            end = span.start + span.num_tokens
+        return cls(spans=tuple(spans), positions=np.arange(num_rows, dtype=np.int64))
+
+    @property
+    def num_rows(self) -> int:
+        """S, the rows still alive."""
+        return len(self.positions)
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Visual tokens of the whole prompt, before any pruning."""
+        return sum(span.num_tokens for span in self.spans)
+
+    @cached_property
+    def span_of_row(self) -> NDArray[np.int64]:
+        """[S]: number of the span a row belongs to, ``TEXT`` for text."""
+        owner = np.full(self.num_rows, TEXT, np.int64)
+        for number, span in enumerate(self.spans):
+            inside = (self.positions >= span.start) & (
+                self.positions < span.start + span.num_tokens
+            )
+            owner[inside] = number
+        return owner
+
+    @property
+    def is_visual(self) -> NDArray[np.bool_]:
+        """[S]: which rows are visual tokens."""
+        return self.span_of_row != TEXT
+
+    def rows(self, span: int) -> NDArray[np.int64]:
+        """Return the rows of a span that are still alive, ascending."""
+        return np.flatnonzero(self.span_of_row == span)
+
+    def raster(self, span: int) -> NDArray[np.int64]:
+        """Return the raster index within its image of each row that ``rows(span)`` lists."""
+        return self.positions[self.rows(span)] - self.spans[span].start
+
+    @property
+    def kept_indices(self) -> NDArray[np.int64]:
+        """Indices into the prompt's visual tokens (all images in a row) that are still alive."""
+        offset, kept = 0, [np.empty(0, np.int64)]
+        for number, span in enumerate(self.spans):
+            kept.append(self.raster(number) + offset)
+            offset += span.num_tokens
+        return np.concatenate(kept)
+
+    def keep(self, kept_rows: NDArray[np.int64]) -> Layout:
+        """Return the layout after pruning to ``kept_rows`` (ascending row numbers)."""
+        return Layout(spans=self.spans, positions=self.positions[kept_rows])

@@ -1,0 +1,46 @@
+"""What a request may ask of the pruning stages: criterion, ratio, grid, selection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from feather_edge.errors import RequestError
+
+Selection = Literal["fill", "union"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruning:
+    """Pruning options of one request.
+
+    Attributes:
+        criterion: ``feather``, ``fastv`` (softmax over visual tokens), ``fastv-full`` (softmax
+            over the whole sequence, as FastV's own code), ``uniform``, ``random`` or ``none``.
+        keep_ratio: one value is the method's own parameter (FEATHER: 1 - R of the paper, so its
+            second stage keeps the square; the others: the share that the first stage keeps). One
+            value per stage gives the share of the original visual tokens left after each stage.
+        stride: step of FEATHER's uniform grid; 0 for none.
+        selection: ``fill`` keeps a constant number of tokens, ``union`` is the paper's data
+            dependent union of the best and the grid.
+        seed: of ``random``.
+    """
+
+    criterion: str = "feather"
+    keep_ratio: tuple[float, ...] = (0.3,)
+    stride: int = 3
+    selection: Selection = "fill"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.keep_ratio:
+            raise RequestError("keep ratio is empty; give one value, or one per pruning stage")
+        for ratio in self.keep_ratio:
+            if not 0 < ratio <= 1:
+                raise RequestError(f"keep ratio {ratio} is out of range; it must be in (0, 1]")
+        if self.selection not in get_args(Selection):
+            raise RequestError(f"selection {self.selection!r} is unknown; choose fill or union")
+        if self.stride < 0:
+            raise RequestError(f"stride {self.stride} must be 0 (no grid) or more")
+        if self.seed < 0:
+            raise RequestError(f"seed {self.seed} must be 0 or more")
