@@ -7,8 +7,7 @@ zero and norm weights to one, which would hide a bias or a norm that an exporter
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import transformers
@@ -16,12 +15,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 __all__ = ["CHATML_TEMPLATE", "VICUNA_TEMPLATE", "tiny_llava", "tiny_tokenizer"]
 
 Vision = Literal["clip", "siglip"]
 Text = Literal["llama", "mistral", "qwen2"]
 
-IMAGE_TOKEN = "<image>"
+IMAGE_TOKEN = "<image>"  # noqa: S105 - a token of the tokenizer, no secret
 
 VICUNA_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -64,7 +66,10 @@ def tiny_tokenizer(text: Text) -> transformers.PreTrainedTokenizerFast:
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         named = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     else:
-        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+        # The 256 byte tokens are plain vocabulary in a Llama tokenizer; the trainer takes them
+        # as special tokens only to reserve their ids, they are turned into plain ones below.
+        special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+        tokenizer = Tokenizer(models.BPE(unk_token=special[0], byte_fallback=True, fuse_unk=True))
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
         tokenizer.decoder = decoders.Sequence(
             [
@@ -74,12 +79,9 @@ def tiny_tokenizer(text: Text) -> transformers.PreTrainedTokenizerFast:
                 decoders.Strip(" ", 1, 0),
             ]
         )
-        # The 256 byte tokens are plain vocabulary in a Llama tokenizer; the trainer takes them
-        # as special tokens only to reserve their ids, they are turned into plain ones below.
-        special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
         alphabet = []
-        named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-        named["pad_token"] = "<unk>"
+        named = dict(zip(("unk_token", "bos_token", "eos_token"), special, strict=False))
+        named["pad_token"] = special[0]
     trainer = trainers.BpeTrainer(
         vocab_size=len(special) + len(alphabet) + 100,
         special_tokens=special,

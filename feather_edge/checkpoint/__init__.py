@@ -1,0 +1,24 @@
+"""Reading Hugging Face checkpoints: where they are, what they hold, what they mean."""
+
+from __future__ import annotations
+
+from feather_edge.checkpoint.config import (
+    RopeScaling,
+    TextConfig,
+    VisionConfig,
+    text_config,
+    vision_config,
+)
+from feather_edge.checkpoint.reader import Checkpoint, TensorView
+from feather_edge.checkpoint.source import resolve_checkpoint
+
+__all__ = [
+    "Checkpoint",
+    "RopeScaling",
+    "TensorView",
+    "TextConfig",
+    "VisionConfig",
+    "resolve_checkpoint",
+    "text_config",
+    "vision_config",
+]
