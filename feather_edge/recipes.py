@@ -26,6 +26,8 @@ __all__ = [
     "Precision",
     "SelectionName",
     "Stage",
+    "default_recipe_name",
+    "describe_recipe",
     "load_recipe",
     "override",
     "recipe_folder",
@@ -87,6 +89,11 @@ def recipe_names(stage: Stage = "export") -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in recipe_folder(stage).glob("*.toml")))
 
 
+def default_recipe_name(checkpoint: str) -> str:
+    """Return the recipe of an export that names none: the shipped model ``demo`` has its own."""
+    return "scene-vlm" if checkpoint == "demo" else "feather"
+
+
 def load_recipe(name_or_file: str | Path) -> ExportRecipe:
     """Read an export recipe.
 
@@ -135,6 +142,21 @@ def override(
     }
     given = {name: value for name, value in options.items() if value is not None}
     return msgspec.structs.replace(recipe, **given)
+
+
+def describe_recipe(recipe: ExportRecipe) -> str:
+    """Return a recipe as TOML, every key of it; a default without a TOML form as a comment."""
+    values = msgspec.to_builtins(recipe)
+    return "\n".join(
+        f"# {key}: by the depth of the decoder" if value is None else f"{key} = {_toml(value)}"
+        for key, value in values.items()
+    )
+
+
+def _toml(value: str | float | tuple[float, ...]) -> str:
+    if isinstance(value, str):
+        return f'"{value}"'
+    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def _find(name_or_file: str) -> Path:

@@ -1,0 +1,73 @@
+"""``feather-edge export``: checkpoint to bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from feather_edge.cli._options import STAGES, emit_json, json_option, pruning_options
+from feather_edge.cli._progress import progress_bar
+from feather_edge.recipes import Precision, default_recipe_name, load_recipe, override
+
+
+@click.command(
+    epilog="\b\nExample:\n  feather-edge export demo -o bundle --prune feather --keep-ratio 0.5"
+)
+@click.argument("checkpoint")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of the bundle; it must not exist yet.",
+)
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    show_default="feather; demo has its own",
+    help="Recipe that fills the options below; see `feather-edge recipes`.",
+)
+@click.option(
+    "--stages",
+    type=STAGES,
+    metavar="LAYER[,LAYER...]|none",
+    show_default="from the recipe",
+    help="Decoder layers before which visual tokens are pruned; none leaves it unsplit.",
+)
+@pruning_options(default="from the recipe")
+@click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    show_default="from the recipe",
+    help="Of weights and activations.",
+)
+@click.option("-f", "--force", is_flag=True, help="Replace a bundle that exists.")
+@json_option
+def command(
+    *,
+    checkpoint: str,
+    output: Path,
+    recipe: str | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Export a checkpoint as a bundle of split ONNX graphs.
+
+    Reads CHECKPOINT: a local Hugging Face folder, a hub id (extra `hub`), or `demo` for the model
+    that ships with feather-edge. Writes a folder with graphs, embeddings, tokenizer and
+    manifest.json. Layers and precision are fixed here; the rest are defaults of later requests.
+    """
+    from feather_edge.checkpoint import resolve_checkpoint
+    from feather_edge.export.pipeline import export
+
+    effective = override(load_recipe(recipe or default_recipe_name(checkpoint)), **options)
+    folder = resolve_checkpoint(checkpoint)
+    with progress_bar() as on_progress:
+        export(folder, output, effective, force=force, on_progress=on_progress)
+    if as_json:
+        emit_json({"bundle": str(output), "recipe": effective})
+    else:
+        click.echo(f"{output}")
