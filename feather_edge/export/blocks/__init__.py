@@ -1,0 +1,1 @@
+"""One function per kind of layer: decoder blocks and vision blocks."""

@@ -1,0 +1,201 @@
+"""The decoder segment of Llama and its relatives (Mistral, Qwen2): layers, score, head.
+
+Letters as in ``feather_edge.graphs``: B, S, T, D, H query heads, Hkv, Dh, F width of the MLP.
+About 22 nodes a layer: norm, qkv, split, two rotations, two cache joins, attention, output, and a
+gated MLP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from feather_edge.export.operators import activation, attention, linear, rms_norm, rotary
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from feather_edge.checkpoint.config import TextConfig
+    from feather_edge.export.builder import GraphBuilder
+
+FROM_LAST = np.iinfo(np.int64).max
+"""End of a Slice that runs to the end of its axis."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerOutput:
+    """What a decoder layer gives: hidden states [B,S,D], grown cache, and q, k before rotary."""
+
+    hidden: ir.Value
+    present_key: ir.Value
+    present_value: ir.Value
+    raw_query: ir.Value
+    raw_key: ir.Value
+
+
+def decoder_layer(g: GraphBuilder, hidden: ir.Value, layer: int, text: TextConfig) -> LayerOutput:
+    """Write decoder layer ``layer``; returns its outputs."""
+    prefix = f"text.layers.{layer}"
+    with g.scope(f"layers.{layer}"):
+        with g.scope("self_attn"):
+            norm_weight = g.weight(f"{prefix}.input_layernorm.weight", shape=(text.hidden_size,))
+            normed = rms_norm(g, hidden, norm_weight, eps=text.rms_norm_eps, name="norm")
+            query, key, value = _project_qkv(g, normed, f"{prefix}.self_attn", text)
+            cos, sin = g.inputs["cos"], g.inputs["sin"]
+            present_key = g.op(
+                "Concat",
+                g.inputs[f"past_key_values.{layer}.key"],
+                rotary(g, key, cos, sin, name="rotary_key"),
+                name="present_key",
+                axis=2,
+            )  # [B, Hkv, T, Dh]
+            present_value = g.op(
+                "Concat",
+                g.inputs[f"past_key_values.{layer}.value"],
+                value,
+                name="present_value",
+                axis=2,
+            )
+            attended = attention(
+                g,
+                rotary(g, query, cos, sin, name="rotary_query"),
+                present_key,
+                present_value,
+                mask=g.inputs["attention_mask"],
+                name="attention",
+            )  # [B, H, S, Dh]
+            merged = _merge_heads(g, attended, text)
+            output = linear(
+                g,
+                merged,
+                f"{prefix}.self_attn.o_proj",
+                in_size=text.num_attention_heads * text.head_dim,
+                has_bias=text.output_bias,
+                name="o_proj",
+            )
+            hidden = g.op("Add", hidden, output, name="residual")
+        hidden = _gated_mlp(g, hidden, prefix, text)
+    return LayerOutput(
+        hidden=hidden,
+        present_key=present_key,
+        present_value=present_value,
+        raw_query=query,
+        raw_key=key,
+    )
+
+
+def attention_score(g: GraphBuilder, query: ir.Value, key: ir.Value, text: TextConfig) -> ir.Value:
+    """Write the pruning score [B, S]: ``feather_edge.pruning.scores.attention_scores`` as nodes.
+
+    Args:
+        g: the graph.
+        query: [B, H, S, Dh] of the segment's last layer, before rotary embedding.
+        key: [B, Hkv, S, Dh], likewise.
+        text: the decoder's sizes.
+    """
+    groups = text.num_attention_heads // text.num_key_value_heads
+    with g.scope("prune"):
+        cos, sin = g.inputs["score_cos"], g.inputs["score_sin"]
+        if g.dtype != "float32":
+            query = g.op("Cast", query, name="query_float", to=1)
+            key = g.op("Cast", key, name="key_float", to=1)
+        last_query = rotary(
+            g,
+            _last_row(g, query, axis=2, name="last_query"),
+            _last_row(g, cos, axis=1, name="last_cos"),
+            _last_row(g, sin, axis=1, name="last_sin"),
+            name="rotary_query",
+        )  # [B, H, 1, Dh]
+        grouped = g.op(
+            "Reshape",
+            last_query,
+            g.ints(0, text.num_key_value_heads, groups, text.head_dim),
+            name="query_groups",
+        )  # [B, Hkv, H/Hkv, Dh]
+        rotated = rotary(g, key, cos, sin, name="rotary_key")
+        keys = g.op("Transpose", rotated, name="keys", perm=[0, 1, 3, 2])  # [B, Hkv, Dh, S]
+        scale = g.constant("score_scale", np.array(text.head_dim**-0.5, np.float32))
+        logits = g.op("Mul", g.op("MatMul", grouped, keys, name="dot"), scale, name="logits")
+        mask = g.op("Unsqueeze", g.inputs["score_mask"], g.ints(1, 2), name="mask")
+        masked = g.op("Add", logits, mask, name="masked_logits")
+        weights = g.op("Softmax", masked, name="softmax", axis=-1)
+        return g.op("ReduceMean", weights, g.ints(1, 2), name="scores", keepdims=0)
+
+
+def language_head(
+    g: GraphBuilder, hidden: ir.Value, head_weight: ir.Value, text: TextConfig
+) -> ir.Value:
+    """Write the final norm and ``logits`` [B, 1, V], in float32, of the last position only."""
+    last = g.op("Gather", hidden, g.constant("last", np.array(-1)), name="last_position", axis=1)
+    norm_weight = g.weight("text.norm.weight", shape=(text.hidden_size,))
+    normed = rms_norm(g, last, norm_weight, eps=text.rms_norm_eps, name="norm")  # [B, D]
+    logits = g.op("Gemm", normed, head_weight, name="lm_head", transB=1)  # [B, V]
+    if g.dtype != "float32":
+        logits = g.op("Cast", logits, name="logits_float", to=1)
+    return g.op("Unsqueeze", logits, g.ints(1), name="logits_position")
+
+
+def _project_qkv(
+    g: GraphBuilder, normed: ir.Value, prefix: str, text: TextConfig
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    heads, kv_heads, width = text.num_attention_heads, text.num_key_value_heads, text.head_dim
+    qkv = linear(
+        g,
+        normed,
+        *(f"{prefix}.{part}_proj" for part in "qkv"),
+        in_size=text.hidden_size,
+        has_bias=text.attention_bias,
+        name="qkv_proj",
+    )  # [B, S, (H + 2 Hkv) Dh]
+    by_head = g.op("Reshape", qkv, g.ints(0, 0, heads + 2 * kv_heads, width), name="heads")
+    heads_first = g.op("Transpose", by_head, name="heads_first", perm=[0, 2, 1, 3])
+    query, key, value = g.ops(
+        "Split",
+        heads_first,
+        g.ints(heads, kv_heads, kv_heads),
+        name="split",
+        outputs=["query", "key", "value"],
+        axis=1,
+    )
+    return query, key, value
+
+
+def _merge_heads(g: GraphBuilder, attended: ir.Value, text: TextConfig) -> ir.Value:
+    rows_first = g.op("Transpose", attended, name="rows_first", perm=[0, 2, 1, 3])
+    width = text.num_attention_heads * text.head_dim
+    return g.op("Reshape", rows_first, g.ints(0, 0, width), name="merge_heads")  # [B, S, H Dh]
+
+
+def _gated_mlp(g: GraphBuilder, hidden: ir.Value, prefix: str, text: TextConfig) -> ir.Value:
+    with g.scope("mlp"):
+        norm_weight = g.weight(
+            f"{prefix}.post_attention_layernorm.weight", shape=(text.hidden_size,)
+        )
+        normed = rms_norm(g, hidden, norm_weight, eps=text.rms_norm_eps, name="norm")
+        gate, up = (
+            linear(
+                g,
+                normed,
+                f"{prefix}.mlp.{part}",
+                in_size=text.hidden_size,
+                has_bias=text.mlp_bias,
+                name=part,
+            )
+            for part in ("gate_proj", "up_proj")
+        )  # [B, S, F]
+        gated = g.op("Mul", activation(g, gate, text.hidden_act, name="act"), up, name="gated")
+        down = linear(
+            g,
+            gated,
+            f"{prefix}.mlp.down_proj",
+            in_size=text.intermediate_size,
+            has_bias=text.mlp_bias,
+            name="down_proj",
+        )
+        return g.op("Add", hidden, down, name="residual")
+
+
+def _last_row(g: GraphBuilder, x: ir.Value, *, axis: int, name: str) -> ir.Value:
+    return g.op("Slice", x, g.ints(-1), g.ints(FROM_LAST), g.ints(axis), name=name)

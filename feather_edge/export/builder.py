@@ -1,0 +1,226 @@
+"""Writing ONNX nodes by hand, with the names a reader of the graph expects.
+
+A ``GraphBuilder`` collects nodes and weights of one graph. Node names are paths
+(``layers.3/self_attn/qkv_proj``), so Netron shows where in the model a node belongs. Weights are
+lazy: a tensor is read, cast and transposed only while it is being written, so peak memory stays
+near the largest tensor.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from feather_edge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from feather_edge.export.weights import Weights
+    from feather_edge.graphs import DType, GraphSpec
+
+IR_VERSION = 11
+"""IR 11 carries opset 23 (onnx 1.18); newer adds nothing these graphs use."""
+
+OPSET = 23
+
+DTYPES = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "int64": ir.DataType.INT64,
+    "bool": ir.DataType.BOOL,
+}
+
+
+class GraphBuilder:
+    """Collects the nodes of one graph; ``model()`` closes it against its contract."""
+
+    def __init__(self, spec: GraphSpec, weights: Weights, *, dtype: DType) -> None:
+        self.spec = spec
+        self.dtype: DType = dtype
+        self._weights = weights
+        self._scope: list[str] = []
+        self._nodes: list[ir.Node] = []
+        self._initializers: dict[str, ir.Value] = {}
+        self._functions: list[ir.Function] = []
+        self.inputs = {
+            tensor.name: ir.Value(
+                name=tensor.name,
+                type=ir.TensorType(DTYPES[tensor.dtype]),
+                shape=ir.Shape(tensor.shape),
+            )
+            for tensor in spec.inputs
+        }
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Prefix the names of nodes written inside the block."""
+        self._scope.append(name)
+        try:
+            yield
+        finally:
+            self._scope.pop()
+
+    def ops(
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        name: str,
+        outputs: Sequence[str],
+        domain: str = "",
+        **attributes: Any,  # noqa: ANN401 - whatever the operator's attributes are
+    ) -> Sequence[ir.Value]:
+        """Append a node with several outputs, called ``outputs`` within its own path."""
+        path = self.path(name)
+        node = ir.node(
+            op_type,
+            inputs,
+            attributes=attributes,
+            domain=domain,
+            outputs=[ir.Value(name=f"{path}/{output}") for output in outputs],
+            name=path,
+        )
+        self._nodes.append(node)
+        return node.outputs
+
+    def op(
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        name: str,
+        **attributes: Any,  # noqa: ANN401 - whatever the operator's attributes are
+    ) -> ir.Value:
+        """Append a node with one output and return it."""
+        return self.ops(op_type, *inputs, name=name, outputs=["output"], **attributes)[0]
+
+    def constant(self, name: str, value: NDArray[np.generic]) -> ir.Value:
+        """Return a small constant, shared by every node that asks for it by ``name``."""
+        if name not in self._initializers:
+            self._add_initializer(name, ir.tensor(value, name=name))
+        return self._initializers[name]
+
+    def path(self, name: str) -> str:
+        """Return ``name`` as a path within the current scopes."""
+        return "/".join([*self._scope, name])
+
+    def scalar(self, name: str, value: float) -> ir.Value:
+        """Return a scalar constant of the graph's type."""
+        return self.constant(name, np.array(value, np.dtype(self.dtype)))
+
+    def ints(self, *values: int) -> ir.Value:
+        """Return a 1-D int64 constant."""
+        name = "ints_" + "_".join(str(value).replace("-", "minus_") for value in values)
+        return self.constant(name, np.array(values, np.int64))
+
+    def weight(
+        self,
+        *sources: str,
+        shape: tuple[int, ...],
+        name: str | None = None,
+        transpose: bool = False,
+        dtype: DType | None = None,
+    ) -> ir.Value:
+        """Return a weight: checkpoint tensors joined along their first axis, then transposed.
+
+        Args:
+            sources: canonical tensor names (see ``Weights``).
+            shape: expected shape of each source, except that joined sources may differ in their
+                first dimension; ``-1`` accepts any first dimension.
+            name: name in the graph; defaults to the first source's.
+            transpose: store ``[out, in]`` as ``[in, out]``, which MatMul wants.
+            dtype: defaults to the graph's.
+        """
+        views = [self._weights.tensor(source) for source in sources]
+        for source, view in zip(sources, views, strict=True):
+            if view.shape[1:] != shape[1:] or shape[0] not in {-1, view.shape[0]}:
+                raise CheckpointError(
+                    f"tensor {view.name!r} has shape {list(view.shape)}, but config.json asks "
+                    f"for {list(shape)} ({source}); the checkpoint and its config do not match"
+                )
+        target = np.dtype(dtype or self.dtype)
+        joined = (sum(view.shape[0] for view in views), *shape[1:])
+        stored = joined[::-1] if transpose else joined
+        graph_name = name or sources[0]
+
+        def read() -> ir.Tensor:
+            parts = [view.read().astype(target, copy=False) for view in views]
+            array = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            return ir.Tensor(np.ascontiguousarray(array.T if transpose else array))
+
+        tensor = ir.LazyTensor(
+            read, dtype=ir.DataType.from_numpy(target), shape=ir.Shape(stored), name=graph_name
+        )
+        self._add_initializer(graph_name, tensor)
+        return self._initializers[graph_name]
+
+    def external(self, name: str, tensor: ir.ExternalTensor) -> ir.Value:
+        """Return a weight that already lies in another file of the bundle."""
+        self._add_initializer(name, tensor)
+        return self._initializers[name]
+
+    def function(self, function: ir.Function) -> None:
+        """Add a model-local function; nodes refer to it by domain and name."""
+        self._functions.append(function)
+
+    def model(self, outputs: dict[str, ir.Value]) -> ir.Model:
+        """Close the graph: give ``outputs`` the names, types and dimensions of the contract."""
+        ordered = []
+        for tensor in self.spec.outputs:
+            value = outputs[tensor.name]
+            value.name = tensor.name
+            value.type = ir.TensorType(DTYPES[tensor.dtype])
+            value.shape = ir.Shape(tensor.shape)
+            ordered.append(value)
+        domains = {function.domain: 1 for function in self._functions}
+        graph = ir.Graph(
+            list(self.inputs.values()),
+            ordered,
+            nodes=self._nodes,
+            initializers=list(self._initializers.values()),
+            opset_imports={"": OPSET, **domains},
+            name=self.spec.name,
+        )
+        return ir.Model(
+            graph,
+            ir_version=IR_VERSION,
+            producer_name="feather-edge",
+            functions=self._functions,
+        )
+
+    def _add_initializer(self, name: str, tensor: ir.TensorProtocol) -> None:
+        value = ir.Value(
+            name=name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(tensor.shape),
+            const_value=tensor,
+        )
+        self._initializers[name] = value
+
+
+def save(model: ir.Model, path: Path, *, on_tensor: Callable[[int], None]) -> None:
+    """Write a graph, and its weights into ``<path>_data`` beside it, one tensor at a time.
+
+    Tensors that already lie in another file of the bundle stay there. ``on_tensor`` is called
+    with the number of bytes after each tensor.
+    """
+    lazy = {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if isinstance(value.const_value, ir.LazyTensor)
+    }
+    written = ir.external_data.convert_tensors_to_external(
+        list(lazy.values()),
+        path.parent,
+        f"{path.name}_data",
+        callback=lambda tensor, _info: on_tensor(tensor.nbytes),
+        alignment=4096,
+    )
+    for name, tensor in zip(lazy, written, strict=True):
+        model.graph.initializers[name].const_value = tensor
+    ir.save(model, path)

@@ -1,0 +1,56 @@
+"""The embeddings of the vocabulary, and a language head that may be the same matrix.
+
+The runtime looks rows up on the host, in a memory-mapped safetensors file. When head and
+embeddings are tied, the last segment's head weight points into that very file, so the largest
+tensor of a small model is stored once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from feather_edge.checkpoint.reader import read_tensors
+from feather_edge.export.builder import DTYPES
+from feather_edge.graphs import EMBED_TOKENS_FILE, EMBED_TOKENS_TENSOR
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from feather_edge.export.builder import GraphBuilder
+    from feather_edge.export.families import FamilyModel
+    from feather_edge.graphs import DType
+
+EMBEDDINGS = "text.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+def write_embeddings(folder: Path, model: FamilyModel, *, dtype: DType) -> None:
+    """Write the embeddings [V, D] into the bundle."""
+    from safetensors.numpy import save_file
+
+    table = model.weights.tensor(EMBEDDINGS).read().astype(np.dtype(dtype), copy=False)
+    save_file(
+        {EMBED_TOKENS_TENSOR: np.ascontiguousarray(table)}, folder / EMBED_TOKENS_FILE
+    )
+
+
+def head_in_embeddings(g: GraphBuilder, folder: Path, model: FamilyModel) -> ir.Value:
+    """Return the head's weight [V, D]: its own tensor, or the embeddings file's when tied."""
+    shape = (model.text.vocab_size, model.text.hidden_size)
+    if not model.text.tie_word_embeddings:
+        return g.weight(HEAD, shape=shape)
+    path = folder / EMBED_TOKENS_FILE
+    view = read_tensors(path)[EMBED_TOKENS_TENSOR]
+    tensor = ir.ExternalTensor(
+        path.name,
+        view.offset,
+        view.nbytes,
+        DTYPES[g.dtype],
+        shape=ir.Shape(shape),
+        name=HEAD,
+        base_dir=path.parent,
+    )
+    return g.external(HEAD, tensor)

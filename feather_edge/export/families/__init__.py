@@ -1,0 +1,67 @@
+"""Model families, one file each, named by Hugging Face's ``model_type``.
+
+A family reads a checkpoint's config and answers with a ``FamilyModel``: the sizes, where the
+weights are, how many visual tokens an image gives, and how to write its vision encoder. Text
+decoders, pruning and the rest of the export are shared.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from feather_edge.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from feather_edge.checkpoint.config import TextConfig, VisionConfig
+    from feather_edge.checkpoint.reader import Checkpoint
+    from feather_edge.export.builder import GraphBuilder
+    from feather_edge.export.weights import Weights
+    from feather_edge.graphs import GraphSpec
+    from feather_edge.manifest import ImageSpec
+
+FAMILIES = ("llava",)
+"""Supported model types; each is a module of this package with ``read(checkpoint)``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyModel:
+    """A checkpoint as its family understands it.
+
+    Attributes:
+        text: the decoder.
+        vision: the vision tower.
+        weights: the tensors under canonical names: ``text.``, ``vision.``, ``projector.``, and
+            ``lm_head.weight``.
+        image: what the runtime must know of images: placeholder, grid, preprocessing.
+        write_vision_encoder: writes the vision graph's nodes and closes it.
+        vision_spec: returns the contract of the vision graph for a dtype.
+    """
+
+    text: TextConfig
+    vision: VisionConfig
+    weights: Weights
+    image: ImageSpec
+    write_vision_encoder: Callable[[GraphBuilder], object]
+    vision_spec: Callable[[str], GraphSpec]
+
+
+def read_family(checkpoint: Checkpoint) -> FamilyModel:
+    """Return the checkpoint as its family understands it.
+
+    Raises:
+        UnsupportedModelError: if no family knows the checkpoint's ``model_type``.
+        CheckpointError: if the config is inconsistent.
+    """
+    model_type = checkpoint.config.get("model_type")
+    if model_type not in FAMILIES:
+        raise UnsupportedModelError(
+            f"model_type {model_type!r} of {checkpoint.path} is not supported; "
+            f"supported are {', '.join(FAMILIES)}"
+        )
+    family = importlib.import_module(f"feather_edge.export.families.{model_type}")
+    model: FamilyModel = family.read(checkpoint)
+    return model

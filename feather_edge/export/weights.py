@@ -1,0 +1,61 @@
+"""Checkpoint tensors under one set of names, whatever the transformers version that saved them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from feather_edge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from feather_edge.checkpoint.reader import Checkpoint, TensorView
+
+
+class Weights:
+    """A checkpoint seen through canonical names.
+
+    Args:
+        checkpoint: where the tensors are.
+        prefixes: (prefix in the checkpoint, canonical prefix), the first match wins.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, prefixes: Sequence[tuple[str, str]]) -> None:
+        self._checkpoint = checkpoint
+        self._names: dict[str, str] = {}
+        self._used: set[str] = set()
+        for name in checkpoint.names():
+            for saved, canonical in prefixes:
+                if name.startswith(saved):
+                    self._names[canonical + name.removeprefix(saved)] = name
+                    break
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def tensor(self, name: str) -> TensorView:
+        """Return the tensor called ``name`` here and mark it as used.
+
+        Raises:
+            CheckpointError: if the checkpoint has no such tensor.
+        """
+        self._used.add(name)
+        return self._checkpoint.tensor(self._names.get(name, name))
+
+    def check_all_used(self, prefix: str) -> None:
+        """Refuse tensors below ``prefix`` that no graph took: the model has parts we do not build.
+
+        Raises:
+            CheckpointError: naming the first such tensor.
+        """
+        unused = sorted(
+            name
+            for name in self._names
+            if name.startswith(prefix) and name not in self._used and "rotary_emb" not in name
+        )
+        if unused:
+            raise CheckpointError(
+                f"tensor {self._names[unused[0]]!r} has no place in the exported graphs "
+                f"({len(unused)} such); config.json describes a model without it, so the "
+                f"checkpoint is a variant that is not supported"
+            )

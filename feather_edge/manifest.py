@@ -1,0 +1,93 @@
+"""``manifest.json``: what a bundle says of itself.
+
+Everything a runtime needs beside the graphs' weights stands here, so opening a bundle reads no
+config.json and guesses nothing. The format is strict: unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from feather_edge.graphs import DecoderShape, GraphSpec
+from feather_edge.recipes import ExportRecipe
+from feather_edge.runtime.preprocess import PreprocessConfig
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+
+class _Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of everything in a manifest: immutable, named fields, unknown keys refused."""
+
+
+class Rotary(_Struct):
+    """Rotary embedding of the decoder; tables are computed on the host.
+
+    Attributes:
+        head_dim: Dh, all of it rotated.
+        theta: base of the frequencies.
+        scaling: ``linear`` divides every frequency by ``factor``; ``llama3`` does so smoothly
+            for long wavelengths only.
+    """
+
+    head_dim: int
+    theta: float
+    scaling: Literal["linear", "llama3"] | None = None
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 1.0
+    original_max_positions: int = 0
+
+
+class ImageSpec(_Struct):
+    """What an image becomes: ``grid_height`` x ``grid_width`` visual tokens."""
+
+    token_id: int
+    grid_height: int
+    grid_width: int
+    preprocess: PreprocessConfig
+
+
+class FileRecord(_Struct):
+    """Size and hash of one file of a bundle."""
+
+    num_bytes: int
+    sha256: str
+
+
+class BundleManifest(_Struct):
+    """The whole manifest.
+
+    Attributes:
+        format_version: of this file; ``FORMAT_VERSION``.
+        feather_edge_version: what wrote the bundle.
+        source: name of the checkpoint folder or hub id.
+        model_type: Hugging Face's name of the family.
+        recipe: the effective recipe, stages filled in.
+        opset: of every graph.
+        decoder: sizes of the decoder.
+        rotary: its rotary embedding.
+        max_positions: longest sequence the model was made for.
+        eos_token_ids: any of these ends an answer.
+        max_new_tokens: the checkpoint's own limit on an answer, if it names one.
+        image: what an image becomes.
+        graphs: contract of each graph, vision encoder first, then the segments.
+        files: every other file of the bundle, by its path.
+    """
+
+    format_version: int
+    feather_edge_version: str
+    source: str
+    model_type: str
+    recipe: ExportRecipe
+    opset: int
+    decoder: DecoderShape
+    rotary: Rotary
+    max_positions: int
+    eos_token_ids: tuple[int, ...]
+    max_new_tokens: int | None
+    image: ImageSpec
+    graphs: tuple[GraphSpec, ...]
+    files: dict[str, FileRecord]
