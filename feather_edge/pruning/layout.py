@@ -94,6 +94,11 @@ class Layout:
         """[S]: which rows are visual tokens."""
         return self.span_of_row != TEXT
 
+    @property
+    def num_kept(self) -> int:
+        """Visual tokens still alive."""
+        return int(np.count_nonzero(self.is_visual))
+
     def rows(self, span: int) -> NDArray[np.int64]:
         """Return the rows of a span that are still alive, ascending."""
         return np.flatnonzero(self.span_of_row == span)

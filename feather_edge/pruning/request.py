@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from feather_edge.errors import RequestError
 
+if TYPE_CHECKING:
+    from feather_edge.pruning.layout import Layout
+
 Selection = Literal["fill", "union"]
+
+MIN_VISUAL_TOKENS = 16
+"""Fewer are never pruned: there is nothing to gain, and every token matters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,3 +50,19 @@ class Pruning:
             raise RequestError(f"stride {self.stride} must be 0 (no grid) or more")
         if self.seed < 0:
             raise RequestError(f"seed {self.seed} must be 0 or more")
+
+
+def unpruned_reason(pruning: Pruning, layout: Layout, num_stages: int) -> str | None:
+    """Return why a request prunes nothing, or None when it does prune."""
+    if pruning.criterion == "none":
+        return "pruning is off"
+    if num_stages == 0:
+        return "the bundle was exported without pruning stages"
+    if layout.num_visual_tokens == 0:
+        return "the prompt has no image"
+    if layout.num_visual_tokens < MIN_VISUAL_TOKENS:
+        return (
+            f"the prompt has only {layout.num_visual_tokens} visual tokens; "
+            f"fewer than {MIN_VISUAL_TOKENS} are not pruned"
+        )
+    return None

@@ -1,0 +1,67 @@
+"""The seam between the chain of graphs and what executes them.
+
+A backend opens graphs and runs them on named tensors. Tensors are the backend's own handles: what
+one graph returns can be fed to the next without a look from the host, so on a GPU they stay there.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from feather_edge.graphs import GraphSpec
+
+Tensor = Any
+"""A backend's handle of a tensor, wherever it lies."""
+
+
+class Graph(ABC):
+    """An opened graph."""
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run on all inputs of the graph's contract and return all its outputs.
+
+        Raises:
+            BackendError: if the runtime fails.
+        """
+
+
+class Backend(ABC):
+    """Something that executes graphs.
+
+    Attributes:
+        name: as users write it: ``onnxruntime``, ``fake``.
+        device: where tensors lie: ``cpu``, ``cuda``.
+    """
+
+    name: str
+    device: str
+
+    @abstractmethod
+    def open(self, file: Path, spec: GraphSpec) -> Graph:
+        """Open the graph in ``file``, whose contract is ``spec``.
+
+        Raises:
+            BackendError: if the file cannot be loaded.
+        """
+
+    @abstractmethod
+    def upload(self, array: NDArray[np.generic]) -> Tensor:
+        """Return a handle of ``array``. The array must not change while the handle is used."""
+
+    @abstractmethod
+    def download(self, tensor: Tensor) -> NDArray[Any]:
+        """Return the values behind a handle."""
+
+    def take_rows(self, tensor: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        """Return ``rows`` of a tensor [B, S, ...] as a tensor [B, K, ...]."""
+        return self.upload(np.ascontiguousarray(self.download(tensor)[:, rows]))

@@ -1,0 +1,107 @@
+"""ONNX Runtime, on the CPU or on a CUDA device.
+
+Inputs and outputs are bound as ``OrtValue`` handles, so with onnxruntime-gpu hidden states and
+caches stay on the device from graph to graph. The CUDA path is the same code with another device
+name; it cannot be exercised on a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from feather_edge.errors import BackendError
+from feather_edge.runtime.backends.base import Backend, Graph, Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from feather_edge.graphs import GraphSpec
+
+
+class OnnxRuntimeBackend(Backend):
+    """Runs graphs with ONNX Runtime on CUDA where it is available, else on the CPU.
+
+    Args:
+        device: ``cpu`` or ``cuda``; None takes CUDA when the installed package has it.
+        num_threads: of one graph run on the CPU; None lets ONNX Runtime choose.
+
+    Raises:
+        BackendError: if onnxruntime is not installed or lacks the device.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, *, device: str | None = None, num_threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise BackendError(
+                "backend onnxruntime is not installed; "
+                "run: pip install 'feather-edge[ort]' (or 'feather-edge[gpu]' for CUDA)"
+            ) from error
+        self._ort = onnxruntime
+        providers = onnxruntime.get_available_providers()
+        available = ["cuda"] * ("CUDAExecutionProvider" in providers) + ["cpu"]
+        self.device = device or available[0]
+        if self.device not in available:
+            raise BackendError(
+                f"device {device!r} is not available in onnxruntime {onnxruntime.__version__}; "
+                f"available: {', '.join(available)}; CUDA needs: pip install 'feather-edge[gpu]'"
+            )
+        self._options = onnxruntime.SessionOptions()
+        self._options.log_severity_level = 3
+        self._options.intra_op_num_threads = num_threads or 0
+
+    def open(self, file: Path, spec: GraphSpec) -> Graph:
+        """See ``Backend.open``."""
+        cpu = ["CPUExecutionProvider"]
+        providers = ["CUDAExecutionProvider", *cpu] if self.device == "cuda" else cpu
+        try:
+            session = self._ort.InferenceSession(
+                os.fspath(file), sess_options=self._options, providers=providers
+            )
+        except Exception as error:
+            raise BackendError(
+                f"onnxruntime cannot load {file}: {_first_line(error)}"
+            ) from error
+        return _OnnxRuntimeGraph(session, spec, self.device)
+
+    def upload(self, array: NDArray[np.generic]) -> Tensor:
+        """See ``Backend.upload``."""
+        return self._ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
+
+    def download(self, tensor: Tensor) -> NDArray[Any]:
+        """See ``Backend.download``."""
+        array: NDArray[Any] = tensor.numpy()
+        return array
+
+
+class _OnnxRuntimeGraph(Graph):
+    def __init__(self, session: Any, spec: GraphSpec, device: str) -> None:  # noqa: ANN401
+        self._session = session
+        self._spec = spec
+        self._device = device
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        binding = self._session.io_binding()
+        for tensor in self._spec.inputs:
+            binding.bind_ortvalue_input(tensor.name, inputs[tensor.name])
+        for tensor in self._spec.outputs:
+            binding.bind_output(tensor.name, self._device)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise BackendError(
+                f"onnxruntime failed in graph {self._spec.name}: {_first_line(error)}"
+            ) from error
+        names = [tensor.name for tensor in self._spec.outputs]
+        return dict(zip(names, binding.get_outputs(), strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

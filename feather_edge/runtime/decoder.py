@@ -1,0 +1,227 @@
+"""The chain of decoder segments for one request: prefill with pruning, then decode.
+
+Letters as in ``feather_edge.graphs``. Batch is 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from feather_edge.errors import BackendError
+from feather_edge.pruning.criteria import criterion
+from feather_edge.pruning.scores import score_mask
+from feather_edge.runtime.kv_cache import SegmentCache
+from feather_edge.runtime.rotary import rotary_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from feather_edge.manifest import BundleManifest
+    from feather_edge.pruning.layout import Layout
+    from feather_edge.pruning.plan import StagePlan
+    from feather_edge.pruning.request import Pruning
+    from feather_edge.pruning.schedule import PruningSchedule
+    from feather_edge.runtime.backends.base import Backend, Graph, Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedStage:
+    """What a stage did: the rows that left it, and the scores [S] of the rows that entered."""
+
+    before_layer: int
+    layout: Layout
+    scores: NDArray[np.float32] | None
+
+
+@dataclass(kw_only=True)
+class _Rows:
+    """The rows between two segments: handles of [B, S, D] and [B, S, Dh/2], and their layout."""
+
+    hidden: Tensor
+    cos: Tensor
+    sin: Tensor
+    layout: Layout
+
+
+class DecoderChain:
+    """All segments of a decoder, with the caches of one request."""
+
+    def __init__(
+        self,
+        graphs: Sequence[Graph],
+        manifest: BundleManifest,
+        schedule: PruningSchedule,
+        backend: Backend,
+    ) -> None:
+        self._graphs = graphs
+        self._manifest = manifest
+        self._schedule = schedule
+        self._backend = backend
+        self._dtype = manifest.graphs[0].inputs[0].dtype
+        self._caches = [
+            SegmentCache(segment, manifest.decoder, backend=backend, dtype=self._dtype)
+            for segment in schedule.segments
+        ]
+        self.next_position = 0
+
+    def prefill(
+        self, embeds: NDArray[Any], layout: Layout, pruning: Pruning | None
+    ) -> tuple[NDArray[np.float32], list[PrunedStage]]:
+        """Run the prompt through all segments, pruning between them.
+
+        Args:
+            embeds: [S, D], visual tokens spliced in.
+            layout: of the whole prompt.
+            pruning: what to keep; None keeps everything.
+
+        Returns:
+            Logits [V] of the next token, and what each stage did.
+        """
+        cos, sin = self._tables(layout.positions)
+        rows = _Rows(hidden=self._upload(embeds[None]), cos=cos, sin=sin, layout=layout)
+        stages: list[PrunedStage] = []
+        for index, before_layer in enumerate(self._schedule.stages):
+            rows, stage = self._prefill_segment(index, rows, pruning, before_layer)
+            stages.append(stage)
+        logits = self._last_segment(rows)
+        self.next_position = layout.num_rows
+        return logits, stages
+
+    def decode_step(self, embed: NDArray[Any]) -> NDArray[np.float32]:
+        """Consume one new token's embedding [D]; returns logits [V] of the one after it.
+
+        Positions go on after the unpruned prompt, as if nothing had been pruned.
+        """
+        cos, sin = self._tables(np.array([self.next_position]))
+        hidden = self._upload(embed[None, None])
+        row = np.zeros((1, 1), np.float32)
+        identity = self._identity_tables(1)
+        for index in range(len(self._schedule.stages)):
+            inputs = {
+                **self._segment_inputs(index, hidden, cos, sin, num_rows=1),
+                **self._prune_inputs(row, row, *identity, num_kept=1),
+            }
+            outputs = self._run(index, inputs, num_rows=1)
+            hidden = outputs["kept_hidden_states"]
+        last = len(self._graphs) - 1
+        inputs = self._segment_inputs(last, hidden, cos, sin, num_rows=1)
+        self.next_position += 1
+        return self._logits(self._run(last, inputs, num_rows=1))
+
+    def _prefill_segment(
+        self, index: int, rows: _Rows, pruning: Pruning | None, before_layer: int
+    ) -> tuple[_Rows, PrunedStage]:
+        layout, num_rows = rows.layout, rows.layout.num_rows
+        plan = None
+        if pruning is not None:
+            num_stages = len(self._schedule.stages)
+            plan = criterion(pruning.criterion).plan(pruning, index, num_stages, layout)
+        inputs = {
+            **self._segment_inputs(index, rows.hidden, rows.cos, rows.sin, num_rows=num_rows),
+            **self._plan_inputs(plan, layout),
+        }
+        outputs = self._run(index, inputs, num_rows=num_rows)
+        scores = None if plan is None else self._scores(index, outputs, plan)
+        if plan is not None and scores is not None and plan.needs_host:
+            kept = plan.select(scores, layout)
+            survivors = [
+                self._backend.take_rows(outputs[name], kept)
+                for name in ("kept_hidden_states", "kept_cos", "kept_sin")
+            ]
+        else:
+            kept = self._backend.download(outputs["kept_indices"])[0]
+            survivors = [outputs[n] for n in ("kept_hidden_states", "kept_cos", "kept_sin")]
+        hidden, cos, sin = survivors
+        pruned = _Rows(hidden=hidden, cos=cos, sin=sin, layout=layout.keep(kept))
+        return pruned, PrunedStage(before_layer=before_layer, layout=pruned.layout, scores=scores)
+
+    def _last_segment(self, rows: _Rows) -> NDArray[np.float32]:
+        last, num_rows = len(self._graphs) - 1, rows.layout.num_rows
+        inputs = self._segment_inputs(last, rows.hidden, rows.cos, rows.sin, num_rows=num_rows)
+        return self._logits(self._run(last, inputs, num_rows=num_rows))
+
+    def _plan_inputs(self, plan: StagePlan | None, layout: Layout) -> dict[str, Tensor]:
+        """Return the prune inputs of a stage; without a plan every row passes."""
+        if plan is None:
+            zeros = np.zeros((1, layout.num_rows), np.float32)
+            identity = self._identity_tables(layout.num_rows)
+            return self._prune_inputs(zeros, zeros, *identity, num_kept=layout.num_rows)
+        if plan.score_rotation == "rotary":
+            cos, sin = rotary_tables(self._manifest.rotary, layout.positions)
+            tables = (cos[None], sin[None])
+        else:
+            tables = self._identity_tables(layout.num_rows)
+        # A plan that the host finishes lets every row pass and reads the scores.
+        num_kept = layout.num_rows if plan.needs_host else plan.num_kept(layout)
+        mask = score_mask(layout, plan.score_domain)
+        return self._prune_inputs(plan.priority[None], mask[None], *tables, num_kept=num_kept)
+
+    def _prune_inputs(
+        self,
+        priority: NDArray[np.float32],
+        mask: NDArray[np.float32],
+        cos: NDArray[np.float32],
+        sin: NDArray[np.float32],
+        *,
+        num_kept: int,
+    ) -> dict[str, Tensor]:
+        return {
+            "prune_priority": self._backend.upload(priority),
+            "score_mask": self._backend.upload(mask),
+            "score_cos": self._backend.upload(cos),
+            "score_sin": self._backend.upload(sin),
+            "num_kept": self._backend.upload(np.array([num_kept])),
+        }
+
+    def _segment_inputs(
+        self, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, *, num_rows: int
+    ) -> dict[str, Tensor]:
+        past = self._caches[index].length
+        # Row i sits in slot past + i and sees every slot up to its own.
+        mask = np.tril(np.ones((num_rows, past + num_rows), np.bool_), past)
+        return {
+            "inputs_embeds" if index == 0 else "hidden_states": hidden,
+            "cos": cos,
+            "sin": sin,
+            "attention_mask": self._backend.upload(mask[None, None]),
+            **self._caches[index].inputs(),
+        }
+
+    def _run(self, index: int, inputs: dict[str, Tensor], *, num_rows: int) -> dict[str, Tensor]:
+        outputs = self._graphs[index].run(inputs)
+        self._caches[index].update(outputs, num_new=num_rows)
+        return outputs
+
+    def _scores(
+        self, index: int, outputs: dict[str, Tensor], plan: StagePlan
+    ) -> NDArray[np.float32] | None:
+        if not plan.uses_scores:
+            return None
+        scores: NDArray[np.float32] = self._backend.download(outputs["scores"])[0]
+        if not np.isfinite(scores).all():
+            raise BackendError(
+                f"graph decoder_{index} gave {np.count_nonzero(~np.isfinite(scores))} pruning "
+                f"scores that are not finite; with fp16 this is an overflow, export with "
+                f"--precision fp32"
+            )
+        return scores
+
+    def _logits(self, outputs: dict[str, Tensor]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = self._backend.download(outputs["logits"])[0, -1]
+        return logits
+
+    def _tables(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        cos, sin = rotary_tables(self._manifest.rotary, positions)
+        return self._upload(cos[None]), self._upload(sin[None])
+
+    def _identity_tables(self, num_rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        shape = (1, num_rows, self._manifest.rotary.head_dim // 2)
+        return np.ones(shape, np.float32), np.zeros(shape, np.float32)
+
+    def _upload(self, array: NDArray[Any]) -> Tensor:
+        return self._backend.upload(np.ascontiguousarray(array, dtype=self._dtype))

@@ -1,0 +1,102 @@
+"""What a request gives back: tokens while it runs, and the record of what happened."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """One generated token and the text it adds (may be empty in the middle of a character)."""
+
+    token_id: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult:
+    """What one pruning stage kept.
+
+    Attributes:
+        before_layer: decoder layer the stage stands before.
+        num_kept: visual tokens left after it.
+        keep_ratio: ``num_kept`` by the visual tokens before any pruning.
+        criterion: which ranked them; ``none`` when the stage let everything pass.
+        selection: ``fill`` or ``union``.
+        kept_indices: [num_kept] into the prompt's visual tokens, ascending.
+        scores: [num_visual_tokens] as the stage ranked them, NaN where a token was already gone;
+            None without scores. Not part of ``to_dict``.
+    """
+
+    before_layer: int
+    num_kept: int
+    keep_ratio: float
+    criterion: str
+    selection: str
+    kept_indices: NDArray[np.int64]
+    scores: NDArray[np.float32] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """An answer and its record.
+
+    Attributes:
+        text: the answer.
+        token_ids: its tokens, the end token left out.
+        finish_reason: ``stop`` at an end token, ``length`` at the limit.
+        num_prompt_tokens: S, visual tokens included.
+        num_visual_tokens: before any pruning.
+        stages: one entry per pruning stage of the bundle.
+        reason: why nothing was pruned; None when something was.
+        preprocess_ms: images and prompt to arrays.
+        vision_ms: vision encoder.
+        prefill_ms: all decoder segments over the prompt, pruning included.
+        ttft_ms: from the call to the first token id.
+        tpot_ms: mean time of each further token; None for one token.
+        backend: what ran the graphs, and where.
+        precision: of the graphs.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    num_visual_tokens: int
+    stages: tuple[StageResult, ...]
+    reason: str | None
+    preprocess_ms: float
+    vision_ms: float
+    prefill_ms: float
+    ttft_ms: float
+    tpot_ms: float | None
+    backend: str
+    device: str
+    precision: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain values, ready for JSON."""
+        record = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "stages"
+        }
+        record["token_ids"] = list(self.token_ids)
+        record["stages"] = [
+            {
+                "before_layer": stage.before_layer,
+                "num_kept": stage.num_kept,
+                "keep_ratio": stage.keep_ratio,
+                "criterion": stage.criterion,
+                "selection": stage.selection,
+                "kept_indices": stage.kept_indices.tolist(),
+            }
+            for stage in self.stages
+        ]
+        return record

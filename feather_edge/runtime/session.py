@@ -1,0 +1,327 @@
+"""A session: an opened bundle that answers questions about images.
+
+    with Session.open("bundle") as session:
+        for token in session.stream("kitchen.jpg", "where is the red cup?"):
+            print(token.text, end="")
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from feather_edge.bundle import Bundle
+from feather_edge.checkpoint.reader import read_tensors
+from feather_edge.errors import BundleError, RequestError
+from feather_edge.graphs import EMBED_TOKENS_TENSOR
+from feather_edge.pruning import Layout, Pruning, VisualSpan
+from feather_edge.pruning.request import unpruned_reason
+from feather_edge.runtime.backends import Backend, create_backend
+from feather_edge.runtime.decoder import DecoderChain, PrunedStage
+from feather_edge.runtime.preprocess import load_image, preprocess
+from feather_edge.runtime.prompt import PromptFormatter
+from feather_edge.runtime.result import FinishReason, Result, StageResult, Token
+from feather_edge.runtime.sampling import Sampler, Sampling
+from feather_edge.runtime.timing import Stopwatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from feather_edge.runtime.preprocess import ImageSource
+    from feather_edge.runtime.prompt import Message, StreamDecoder
+
+DEFAULT_MAX_NEW_TOKENS = 128
+
+
+class Session:
+    """An opened bundle, ready to generate. Not safe for use from several threads at once.
+
+    Attributes:
+        bundle: what was opened.
+        pruning: what a request that asks for nothing else gets: the bundle's recipe.
+        last_result: the record of the last finished answer.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        manifest = bundle.manifest
+        self.bundle = bundle
+        self.pruning = default_pruning(bundle)
+        self.last_result: Result | None = None
+        self._backend = backend
+        self._prompt = PromptFormatter.open(bundle.path, image_token_id=manifest.image.token_id)
+        self._vision = backend.open(bundle.path / bundle.vision_encoder.file, bundle.vision_encoder)
+        self._decoders = [
+            backend.open(bundle.path / graph.file, graph) for graph in bundle.decoders
+        ]
+        self._embeddings = _open_embeddings(bundle)
+
+    @classmethod
+    def open(cls, bundle: str | Path | Bundle, *, backend: str | Backend = "auto") -> Session:
+        """Open a bundle.
+
+        Args:
+            bundle: a bundle folder, or one already opened.
+            backend: a backend's name, or one of your own.
+
+        Raises:
+            BundleError: if the folder is no valid bundle.
+            BackendError: if the backend is missing or cannot load a graph.
+        """
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        return cls(opened, create_backend(backend) if isinstance(backend, str) else backend)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of graphs and weights."""
+        self._decoders = []
+        del self._vision, self._embeddings
+
+    def generate(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        prompt: str | Sequence[Message],
+        *,
+        pruning: Pruning | None = None,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Result:
+        """Answer a prompt about images; see ``stream`` for the arguments and errors."""
+        for _ in self.stream(
+            images, prompt, pruning=pruning, sampling=sampling, max_new_tokens=max_new_tokens
+        ):
+            pass
+        if self.last_result is None:  # pragma: no cover - stream always leaves a result
+            raise AssertionError("stream ended without a result")
+        return self.last_result
+
+    def stream(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        prompt: str | Sequence[Message],
+        *,
+        pruning: Pruning | None = None,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Iterator[Token]:
+        """Answer a prompt about images, token by token; ``last_result`` has the record after.
+
+        Args:
+            images: one image or several: path, bytes, PIL image or uint8 array [H, W, 3].
+            prompt: text, put into the model's chat template, or a list of chat messages.
+            pruning: what to keep; None takes the bundle's recipe.
+            sampling: how to choose tokens; None is greedy.
+            max_new_tokens: None takes the checkpoint's own limit, or 128.
+
+        Raises:
+            RequestError: if an image, the prompt or an option cannot be used.
+            BackendError: if a graph fails.
+        """
+        watch = Stopwatch()
+        pruning = self.pruning if pruning is None else pruning
+        sampler = Sampler(Sampling() if sampling is None else sampling)
+        # 1. Pixels [N, C, H, W] and prompt ids [S].
+        with watch.stage("preprocess"):
+            pixels = self._pixels(images)
+            prompt_ids, layout = self._encode_prompt(prompt, num_images=len(pixels))
+            limit = self._max_new_tokens(max_new_tokens, layout)
+        # 2. Visual tokens [V, D].
+        with watch.stage("vision"):
+            features = self._encode_images(pixels)
+        # 3. Splice them into the prompt's embeddings; 4. run the segments, pruning in between.
+        with watch.stage("prefill"):
+            embeds = self._embeddings[prompt_ids]  # [S, D]
+            embeds[layout.is_visual] = features
+            run = self._begin(layout, pruning)
+            logits = run.prefill(embeds)
+        # 5. Decode: each token passes the same graphs, over each segment's own cache.
+        answer = _Answer(limit=limit, decoder=self._prompt.stream_decoder())
+        while True:
+            token_id = sampler(logits)
+            watch.token()
+            if token_id in self.bundle.manifest.eos_token_ids:
+                answer.finish_reason = "stop"
+                break
+            yield answer.add(token_id)
+            if answer.is_full:
+                break
+            logits = run.chain.decode_step(self._embeddings[token_id])
+        self.last_result = self._result(watch, layout, run, answer)
+
+    def _pixels(self, images: ImageSource | Sequence[ImageSource]) -> NDArray[np.float32]:
+        several = images if isinstance(images, list | tuple) else [images]
+        return preprocess([load_image(i) for i in several], self.bundle.manifest.image.preprocess)
+
+    def _encode_prompt(
+        self, prompt: str | Sequence[Message], *, num_images: int
+    ) -> tuple[NDArray[np.int64], Layout]:
+        image = self.bundle.manifest.image
+        num_tokens = [image.grid_height * image.grid_width] * num_images
+        encoded = self._prompt.encode(prompt, num_visual_tokens=num_tokens)
+        spans = [
+            VisualSpan(start=start, height=image.grid_height, width=image.grid_width)
+            for start, _ in encoded.spans
+        ]
+        return encoded.prompt_ids, Layout.full(len(encoded.prompt_ids), spans)
+
+    def _max_new_tokens(self, requested: int | None, layout: Layout) -> int:
+        manifest = self.bundle.manifest
+        room = manifest.max_positions - layout.num_rows
+        if room < 1:
+            raise RequestError(
+                f"prompt has {layout.num_rows} tokens, {layout.num_visual_tokens} of them visual; "
+                f"this model takes at most {manifest.max_positions - 1}, so shorten the prompt or "
+                f"give fewer images"
+            )
+        if requested is None:
+            return min(room, manifest.max_new_tokens or DEFAULT_MAX_NEW_TOKENS)
+        if not 1 <= requested <= room:
+            raise RequestError(
+                f"max_new_tokens is {requested}; after a prompt of {layout.num_rows} tokens this "
+                f"model can give 1 to {room}"
+            )
+        return requested
+
+    def _encode_images(self, pixels: NDArray[np.float32]) -> NDArray[Any]:
+        spec = self.bundle.vision_encoder
+        if len(pixels) == 0:
+            return np.empty((0, self.bundle.manifest.decoder.hidden_size), spec.outputs[0].dtype)
+        typed = np.ascontiguousarray(pixels, dtype=spec.inputs[0].dtype)
+        outputs = self._vision.run({"pixel_values": self._backend.upload(typed)})
+        return self._backend.download(outputs["image_features"])
+
+    def _begin(self, layout: Layout, pruning: Pruning) -> _Run:
+        schedule = self.bundle.schedule
+        reason = unpruned_reason(pruning, layout, len(schedule.stages))
+        chain = DecoderChain(self._decoders, self.bundle.manifest, schedule, self._backend)
+        return _Run(
+            chain=chain, layout=layout, pruning=None if reason else pruning, reason=reason
+        )
+
+    def _result(self, watch: Stopwatch, layout: Layout, run: _Run, answer: _Answer) -> Result:
+        return Result(
+            text=answer.text,
+            token_ids=tuple(answer.token_ids),
+            finish_reason=answer.finish_reason,
+            num_prompt_tokens=layout.num_rows,
+            num_visual_tokens=layout.num_visual_tokens,
+            stages=run.stage_results(),
+            reason=run.reason_unpruned(),
+            preprocess_ms=watch.stage_ms["preprocess"],
+            vision_ms=watch.stage_ms["vision"],
+            prefill_ms=watch.stage_ms["prefill"],
+            ttft_ms=watch.ttft_ms,
+            tpot_ms=watch.tpot_ms,
+            backend=self._backend.name,
+            device=self._backend.device,
+            precision=self.bundle.manifest.recipe.precision,
+        )
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """The decoder's side of one request."""
+
+    chain: DecoderChain
+    layout: Layout
+    pruning: Pruning | None
+    reason: str | None
+    stages: list[PrunedStage] = field(default_factory=list)
+
+    def prefill(self, embeds: NDArray[Any]) -> NDArray[np.float32]:
+        logits, self.stages = self.chain.prefill(embeds, self.layout, self.pruning)
+        return logits
+
+    def reason_unpruned(self) -> str | None:
+        """Return why nothing was pruned, also when the ratio itself keeps everything."""
+        total = self.layout.num_visual_tokens
+        if self.reason is None and all(s.layout.num_kept == total for s in self.stages):
+            return "the keep ratio keeps every visual token"
+        return self.reason
+
+    def stage_results(self) -> tuple[StageResult, ...]:
+        results, before = [], self.layout
+        for stage in self.stages:
+            kept = stage.layout.kept_indices
+            results.append(
+                StageResult(
+                    before_layer=stage.before_layer,
+                    num_kept=len(kept),
+                    keep_ratio=len(kept) / max(1, self.layout.num_visual_tokens),
+                    criterion="none" if self.pruning is None else self.pruning.criterion,
+                    selection="fill" if self.pruning is None else self.pruning.selection,
+                    kept_indices=kept,
+                    scores=_visual_scores(stage, before),
+                )
+            )
+            before = stage.layout
+        return tuple(results)
+
+
+@dataclass(kw_only=True)
+class _Answer:
+    """The answer as it grows."""
+
+    limit: int
+    decoder: StreamDecoder
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason = "length"
+
+    def add(self, token_id: int) -> Token:
+        delta = self.decoder.step(token_id)
+        self.token_ids.append(token_id)
+        self.text += delta
+        return Token(token_id=token_id, text=delta)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.token_ids) == self.limit
+
+
+def default_pruning(bundle: Bundle) -> Pruning:
+    """Return what the bundle's recipe asks of a request that asks for nothing else."""
+    recipe = bundle.manifest.recipe
+    return Pruning(
+        criterion=recipe.prune,
+        keep_ratio=recipe.keep_ratio,
+        stride=recipe.stride,
+        selection=recipe.selection,
+        seed=recipe.seed,
+    )
+
+
+def _visual_scores(stage: PrunedStage, before: Layout) -> NDArray[np.float32] | None:
+    """Spread a stage's scores [S] over all visual tokens of the prompt."""
+    if stage.scores is None:
+        return None
+    scores = np.full(before.num_visual_tokens, np.nan, np.float32)
+    scores[before.kept_indices] = stage.scores[before.is_visual]
+    return scores
+
+
+def _open_embeddings(bundle: Bundle) -> NDArray[Any]:
+    """Return the vocabulary's embeddings [V, D], memory-mapped."""
+    shape = (bundle.manifest.decoder.vocab_size, bundle.manifest.decoder.hidden_size)
+    view = read_tensors(bundle.embed_tokens_file).get(EMBED_TOKENS_TENSOR)
+    if view is None or view.shape != shape:
+        raise BundleError(
+            f"{bundle.embed_tokens_file} must hold {EMBED_TOKENS_TENSOR} {list(shape)}; "
+            f"export the bundle again"
+        )
+    return view.read()
