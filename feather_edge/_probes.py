@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-__all__ = ["PROBES", "one_node_model"]
+__all__ = ["PROBES", "import_reference", "one_node_model", "run_onnxruntime"]
 
 
 def one_node_model() -> bytes:

@@ -45,7 +45,8 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes:
         stages: visual tokens are pruned before these decoder layers, ascending, counted from 0.
-            None stands for a quarter and a half of the depth, empty for an unsplit decoder.
+            Empty is an unsplit decoder. None stands for a quarter and a half of the depth, or
+            for an unsplit decoder where `prune` is ``none``.
         prune: criterion of a request that names none.
         keep_ratio: one value is the method's own parameter, from which it derives every stage;
             several are the share of the original visual tokens left after each stage.

@@ -30,10 +30,9 @@ def reference() -> str:
     group = _context(main, name="feather-edge", parent=None)
     parts = [HEADER, _section("feather-edge", main.get_help(group))]
     for name in COMMANDS:
-        command = main.get_command(group, name)
-        assert command is not None
-        context = _context(command, name=name, parent=group)
-        parts.append(_section(f"feather-edge {name}", command.get_help(context)))
+        if command := main.get_command(group, name):
+            context = _context(command, name=name, parent=group)
+            parts.append(_section(f"feather-edge {name}", command.get_help(context)))
     return "\n".join(parts)
 
 

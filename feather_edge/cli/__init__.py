@@ -20,7 +20,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = ("export", "inspect", "run", "demo", "recipes", "doctor")
 
 
-class LazyGroup(click.Group):
+class _LazyGroup(click.Group):
     """Finds command NAME as ``command`` in ``feather_edge.cli.NAME``, and maps errors."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's own
@@ -52,7 +52,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(
-    cls=LazyGroup,
+    cls=_LazyGroup,
     context_settings={
         "help_option_names": ["-h", "--help"],
         "show_default": True,

@@ -7,25 +7,29 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+
+    from feather_edge.export.pipeline import Progress as OnProgress
 
 __all__ = ["progress_bar"]
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None] | None]:
-    """Yield a function ``(what, done, total)`` that draws, or None where nobody watches."""
+def progress_bar() -> Iterator[OnProgress | None]:
+    """Yield a function that draws the progress of a graph, or None where nobody watches."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("")
 
-        def draw(what: str, done: int, total: int) -> None:
-            progress.update(task, description=what, completed=done, total=total)
+        def draw(label: str, num_done_bytes: int, num_total_bytes: int) -> None:
+            progress.update(
+                task, description=label, completed=num_done_bytes, total=num_total_bytes
+            )
 
         yield draw

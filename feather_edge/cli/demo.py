@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from feather_edge.cli._options import BACKENDS, emit_json, json_option
+from feather_edge.cli._options import backend_option, emit_json, json_option
 from feather_edge.cli._progress import progress_bar
 
 
@@ -18,9 +18,7 @@ from feather_edge.cli._progress import progress_bar
     default=Path("feather-edge-demo.png"),
     help="Picture of the kept tokens over the scenes; replaced if it exists.",
 )
-@click.option(
-    "--backend", type=click.Choice(BACKENDS), default="auto", help="What runs the graphs."
-)
+@backend_option
 @json_option
 def command(*, output: Path, backend: str, as_json: bool) -> None:
     """Answer three shipped scenes, unpruned and pruned.

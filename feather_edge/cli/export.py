@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import click
 
-from feather_edge.cli._options import STAGES, emit_json, json_option, pruning_options
+from feather_edge.cli._options import emit_json, json_option, pruning_options, stages_option
 from feather_edge.cli._progress import progress_bar
 from feather_edge.recipes import Precision, default_recipe_name, load_recipe, override
 
@@ -29,12 +29,9 @@ from feather_edge.recipes import Precision, default_recipe_name, load_recipe, ov
     show_default="feather; demo has its own",
     help="Recipe that fills the options below; see `feather-edge recipes`.",
 )
-@click.option(
-    "--stages",
-    type=STAGES,
-    metavar="LAYER[,LAYER...]|none",
-    show_default="from the recipe",
-    help="Decoder layers before which visual tokens are pruned; none leaves it unsplit.",
+@stages_option(
+    default="from the recipe",
+    help_text="Decoder layers before which visual tokens are pruned; none leaves it unsplit.",
 )
 @pruning_options(default="from the recipe")
 @click.option(

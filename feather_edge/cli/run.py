@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from feather_edge.cli._options import (
-    BACKENDS,
+    backend_option,
     emit_json,
     json_option,
     only_given,
     pruning_options,
+    require_stages,
+    sampling_options,
+    stages_option,
 )
 
 if TYPE_CHECKING:
@@ -36,24 +39,9 @@ if TYPE_CHECKING:
 )
 @click.option("--prompt", required=True, help="What to ask.")
 @pruning_options(default="from the bundle")
-@click.option(
-    "--temperature", type=click.FloatRange(min=0), show_default="0: greedy", help="Of sampling."
-)
-@click.option(
-    "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
-    show_default="1: all tokens",
-    help="Sample among the likeliest tokens that together have this probability.",
-)
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(min=1),
-    show_default="from the bundle",
-    help="Stop after this many tokens.",
-)
-@click.option(
-    "--backend", type=click.Choice(BACKENDS), default="auto", help="What runs the graphs."
-)
+@stages_option(default="the bundle's", help_text="Fixed by the export; others are refused.")
+@sampling_options
+@backend_option
 @json_option
 def command(
     *,
@@ -72,30 +60,33 @@ def command(
     """
     from feather_edge.runtime.session import Session
 
-    loaded = [_picture(path) for path in images]
+    pictures = [sys.stdin.buffer.read() if str(path) == "-" else path for path in images]
     with Session.open(bundle, backend=backend) as session:
         request = _request(session, **options) | {"max_new_tokens": max_new_tokens}
         if as_json:
-            emit_json(session.generate(loaded, prompt, **request).to_dict())
+            emit_json(session.generate(pictures, prompt, **request).to_dict())
             return
-        for token in session.stream(loaded, prompt, **request):
+        for token in session.stream(pictures, prompt, **request):
             click.echo(token.text, nl=False)
         click.echo()
 
 
-def _picture(path: Path) -> Path | bytes:
-    """Return what `Session` takes: a path, or the bytes that came through a pipe."""
-    return sys.stdin.buffer.read() if str(path) == "-" else path
-
-
 def _request(
-    session: Session, *, prune: str | None, temperature: float | None, top_p: float | None,
-    seed: int | None, **pruning: Any,
-) -> dict[str, Any]:  # fmt: skip
+    session: Session,
+    *,
+    stages: tuple[int, ...] | None,
+    prune: str | None,
+    temperature: float | None,
+    top_p: float | None,
+    seed: int | None,
+    **options: Any,
+) -> dict[str, Any]:
     """Lay the options that were given over the bundle's own defaults."""
-    given = only_given(criterion=prune, seed=seed, **pruning)
-    sampling = only_given(temperature=temperature, top_p=top_p, seed=seed)
+    from feather_edge.runtime.sampling import Sampling
+
+    require_stages(session.bundle, stages)
+    given = only_given(criterion=prune, seed=seed, **options)
     return {
-        "pruning": dataclasses.replace(session.default_pruning, **given),
-        "sampling": dataclasses.replace(session.default_sampling, **sampling),
+        "pruning": dataclasses.replace(session.pruning, **given),
+        "sampling": Sampling(**only_given(temperature=temperature, top_p=top_p, seed=seed)),
     }
