@@ -218,14 +218,30 @@ def preprocess(images: Sequence[Image.Image], config: PreprocessConfig) -> np.nd
     return np.stack([_preprocess_one(image, config) for image in images])
 
 
-def _preprocess_one(image: Image.Image, config: PreprocessConfig) -> np.ndarray:
+def model_view(image: Image.Image, config: PreprocessConfig) -> Image.Image:
+    """Return the picture the model sees: padded, resized and cropped, before it is normalised.
+
+    Visual tokens divide this picture into a raster, so kept tokens are drawn over it.
+
+    Raises:
+        RequestError: see `preprocess`.
+    """
+    from PIL import Image
+
+    return Image.fromarray(_geometry(image, config))
+
+
+def _geometry(image: Image.Image, config: PreprocessConfig) -> np.ndarray:
+    """Pad, resize and crop: [height, width, 3] uint8."""
     image = _to_rgb(image)
     if config.pad_color is not None:
         image = _pad_to_square(image, config.pad_color)
-    image = _resize(image, config)
-    pixels = np.asarray(image)  # [height, width, 3] uint8
-    if config.crop_to is not None:
-        pixels = _center_crop(pixels, config.crop_to)
+    pixels = np.asarray(_resize(image, config))
+    return pixels if config.crop_to is None else _center_crop(pixels, config.crop_to)
+
+
+def _preprocess_one(image: Image.Image, config: PreprocessConfig) -> np.ndarray:
+    pixels = _geometry(image, config)
     if config.rescale_factor is not None:
         # Through float64, as transformers does: one rounding, not two.
         pixels = (pixels.astype(np.float64) * config.rescale_factor).astype(np.float32)
