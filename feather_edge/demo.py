@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import platformdirs
+
 from feather_edge.checkpoint.source import resolve_checkpoint
 from feather_edge.evaluate.boxes import intersection_over_union, parse_location_tokens
 from feather_edge.export.pipeline import export
@@ -132,9 +135,7 @@ def run_demo(
 
 def cache_folder() -> Path:
     """Return the user's cache folder for feather-edge."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("feather-edge", appauthor=False)
+    return platformdirs.user_cache_path("feather-edge", appauthor=False)
 
 
 def _localisation_scenes() -> list[dict[str, Any]]:
@@ -175,7 +176,7 @@ def _judge(results: list[Result], truth: Box, image: Image.Image) -> Answer:
 def _panels(session: Session, scene: SceneReport, grid: tuple[int, int]) -> list[Panel]:
     image = load_image(SCENES / scene.file)
     view = model_view(image, session.bundle.manifest.image.preprocess)
-    every = list(range(grid[0] * grid[1]))
+    every = np.arange(grid[0] * grid[1])
     panels = []
     steps = [("all tokens", every, scene.unpruned)]
     steps += [

@@ -1,4 +1,4 @@
-"""The tensor contract of every graph: what export writes, backends run and the manifest records.
+r"""The tensor contract of every graph: what export writes and backends run.
 
 Letters: B batch, S new positions, P cached positions, T = P + S, K kept rows, D width,
 Hkv key/value heads, Dh head width, V vocabulary, N images.
@@ -19,7 +19,7 @@ Hkv key/value heads, Dh head width, V vocabulary, N images.
 ``attention_mask``           [B, 1, S, T]     bool  True where a row may look: causal and padding
 ``past_key_values.N.key``    [B, Hkv, P, Dh]  float N counts layers of the whole model; ``.value``
 ``prune_priority`` *         [B, S]           f32   added to the score; text ``ALWAYS``
-``score_cos``, ``score_sin``*[B, S, Dh/2]     f32   rotary tables of the score: identity is RoPE-free
+``score_cos``, ``score_sin``*[B, S, Dh/2]     f32   rotary tables of the score; identity: RoPE-free
 ``score_mask`` *             [B, S]           f32   additive, which rows the score's softmax sees
 ``num_kept`` *               [1]              i64   K, the rows that leave the segment
 ``present.N.key``            [B, Hkv, T, Dh]  float grown cache; ``.value``

@@ -20,15 +20,11 @@ if TYPE_CHECKING:
 DEFAULT_TEXT_TOKENS = 32
 """Text tokens of a short question in a chat template."""
 
-FORMULA = "2 x sum over layers of n d (2 q + 2 k) + 2 n^2 q + 3 n d m, n = all tokens (full square)"
+FORMULA = "2 x sum over layers of 2 n d (q + k) + 2 n^2 q + 3 n d m, n = all tokens"
 PAPER_FORMULA = "4 n d^2 + 2 n^2 d + 2 n d m, n = visual tokens (FEATHER, section 3.1, eq. 1)"
 
 
-class _Report(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of the report: plain values, encoded as JSON as they are."""
-
-
-class GraphReport(_Report):
+class GraphReport(msgspec.Struct, frozen=True, kw_only=True):
     """One graph: contract, size, operators."""
 
     name: str
@@ -41,7 +37,7 @@ class GraphReport(_Report):
     outputs: tuple[TensorSpec, ...]
 
 
-class SegmentReport(_Report):
+class SegmentReport(msgspec.Struct, frozen=True, kw_only=True):
     """One segment in a prefill: the layers, and the tokens that enter them."""
 
     layers: tuple[int, int]
@@ -49,7 +45,7 @@ class SegmentReport(_Report):
     num_visual_tokens_unpruned: int
 
 
-class PrefillReport(_Report):
+class PrefillReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a prefill of one image costs, unpruned and with the bundle's own recipe.
 
     ``flops`` follow ``formula``; ``paper_reduction`` is the share that FEATHER's formula says is
@@ -67,7 +63,7 @@ class PrefillReport(_Report):
     paper_formula: str
 
 
-class BundleReport(_Report):
+class BundleReport(msgspec.Struct, frozen=True, kw_only=True):
     """Everything ``feather-edge inspect`` prints."""
 
     path: str
@@ -105,9 +101,7 @@ def describe(bundle: Bundle, *, prompt_tokens: int | None = None) -> BundleRepor
     )
 
 
-def _graph_report(
-    bundle: Bundle, spec: GraphSpec, layers: tuple[int, int] | None
-) -> GraphReport:
+def _graph_report(bundle: Bundle, spec: GraphSpec, layers: tuple[int, int] | None) -> GraphReport:
     import onnx_ir as ir
 
     graph = ir.load(bundle.path / spec.file).graph

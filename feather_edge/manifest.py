@@ -18,11 +18,7 @@ FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 
 
-class _Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of everything in a manifest: immutable, named fields, unknown keys refused."""
-
-
-class Rotary(_Struct):
+class Rotary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Rotary embedding of the decoder; tables are computed on the host.
 
     Attributes:
@@ -41,7 +37,7 @@ class Rotary(_Struct):
     original_max_positions: int = 0
 
 
-class ImageSpec(_Struct):
+class ImageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an image becomes: ``grid_height`` x ``grid_width`` visual tokens."""
 
     token_id: int
@@ -50,14 +46,14 @@ class ImageSpec(_Struct):
     preprocess: PreprocessConfig
 
 
-class FileRecord(_Struct):
+class FileRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Size and hash of one file of a bundle."""
 
     num_bytes: int
     sha256: str
 
 
-class BundleManifest(_Struct):
+class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole manifest.
 
     Attributes:

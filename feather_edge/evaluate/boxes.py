@@ -10,9 +10,7 @@ Box = tuple[float, float, float, float]
 _LOCATION_TOKEN = re.compile(r"<loc_?(\d+)>")
 
 
-def parse_location_tokens(
-    text: str, *, num_bins: int, image_size: tuple[int, int]
-) -> Box | None:
+def parse_location_tokens(text: str, *, num_bins: int, image_size: tuple[int, int]) -> Box | None:
     """Return the box that an answer names, or None if it is not exactly four location tokens.
 
     Args:

@@ -74,7 +74,7 @@ class GraphBuilder:
         name: str,
         outputs: Sequence[str],
         domain: str = "",
-        **attributes: Any,  # noqa: ANN401 - whatever the operator's attributes are
+        **attributes: Any,
     ) -> Sequence[ir.Value]:
         """Append a node with several outputs, called ``outputs`` within its own path."""
         path = self.path(name)
@@ -94,7 +94,7 @@ class GraphBuilder:
         op_type: str,
         *inputs: ir.Value | None,
         name: str,
-        **attributes: Any,  # noqa: ANN401 - whatever the operator's attributes are
+        **attributes: Any,
     ) -> ir.Value:
         """Append a node with one output and return it."""
         return self.ops(op_type, *inputs, name=name, outputs=["output"], **attributes)[0]
@@ -148,7 +148,7 @@ class GraphBuilder:
         stored = joined[::-1] if transpose else joined
         graph_name = name or sources[0]
 
-        def read() -> ir.Tensor:
+        def read() -> ir.TensorProtocol:
             parts = [view.read().astype(target, copy=False) for view in views]
             array = parts[0] if len(parts) == 1 else np.concatenate(parts)
             return ir.Tensor(np.ascontiguousarray(array.T if transpose else array))
@@ -197,7 +197,7 @@ class GraphBuilder:
         value = ir.Value(
             name=name,
             type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.shape.numpy()),
             const_value=tensor,
         )
         self._initializers[name] = value

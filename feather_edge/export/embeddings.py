@@ -32,9 +32,7 @@ def write_embeddings(folder: Path, model: FamilyModel, *, dtype: DType) -> None:
     from safetensors.numpy import save_file
 
     table = model.weights.tensor(EMBEDDINGS).read().astype(np.dtype(dtype), copy=False)
-    save_file(
-        {EMBED_TOKENS_TENSOR: np.ascontiguousarray(table)}, folder / EMBED_TOKENS_FILE
-    )
+    save_file({EMBED_TOKENS_TENSOR: np.ascontiguousarray(table)}, folder / EMBED_TOKENS_FILE)
 
 
 def head_in_embeddings(g: GraphBuilder, folder: Path, model: FamilyModel) -> ir.Value:

@@ -71,7 +71,7 @@ def prune_function() -> ir.Function:
     nodes: list[ir.Node] = []
 
     def op(
-        op_type: str, *args: ir.Value, outputs: tuple[str, ...], **attributes: object
+        op_type: str, *args: ir.Value, outputs: tuple[str, ...], **attributes: int | list[int]
     ) -> tuple[ir.Value, ...]:
         values = tuple(ir.Value(name=name) for name in outputs)
         nodes.append(

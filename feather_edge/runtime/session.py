@@ -1,14 +1,14 @@
 """A session: an opened bundle that answers questions about images.
 
-    with Session.open("bundle") as session:
-        for token in session.stream("kitchen.jpg", "where is the red cup?"):
-            print(token.text, end="")
+with Session.open("bundle") as session:
+for token in session.stream("kitchen.jpg", "where is the red cup?"):
+print(token.text, end="")
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from numpy.typing import NDArray
+    from typing_extensions import Self
 
     from feather_edge.runtime.preprocess import ImageSource
     from feather_edge.runtime.prompt import Message, StreamDecoder
@@ -55,10 +56,11 @@ class Session:
         self.last_result: Result | None = None
         self._backend = backend
         self._prompt = PromptFormatter.open(bundle.path, image_token_id=manifest.image.token_id)
-        self._vision = backend.open(bundle.path / bundle.vision_encoder.file, bundle.vision_encoder)
-        self._decoders = [
-            backend.open(bundle.path / graph.file, graph) for graph in bundle.decoders
-        ]
+        vision, *decoders = (
+            backend.open(bundle.path / graph.file, graph)
+            for graph in (bundle.vision_encoder, *bundle.decoders)
+        )
+        self._vision, self._decoders = vision, decoders
         self._embeddings = _open_embeddings(bundle)
 
     @classmethod
@@ -76,7 +78,7 @@ class Session:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         return cls(opened, create_backend(backend) if isinstance(backend, str) else backend)
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -164,7 +166,9 @@ class Session:
         self.last_result = self._result(watch, layout, run, answer)
 
     def _pixels(self, images: ImageSource | Sequence[ImageSource]) -> NDArray[np.float32]:
-        several = images if isinstance(images, list | tuple) else [images]
+        several: Sequence[ImageSource] = (
+            images if isinstance(images, list | tuple) else [cast("ImageSource", images)]
+        )
         return preprocess([load_image(i) for i in several], self.bundle.manifest.image.preprocess)
 
     def _encode_prompt(
@@ -209,9 +213,7 @@ class Session:
         schedule = self.bundle.schedule
         reason = unpruned_reason(pruning, layout, len(schedule.stages))
         chain = DecoderChain(self._decoders, self.bundle.manifest, schedule, self._backend)
-        return _Run(
-            chain=chain, layout=layout, pruning=None if reason else pruning, reason=reason
-        )
+        return _Run(chain=chain, layout=layout, pruning=None if reason else pruning, reason=reason)
 
     def _result(self, watch: Stopwatch, layout: Layout, run: _Run, answer: _Answer) -> Result:
         return Result(

@@ -61,9 +61,7 @@ def _embeddings(g: GraphBuilder, pixels: ir.Value, vision: VisionConfig) -> ir.V
             shape=(width, vision.num_channels, patch, patch),
         )
         bias = (
-            []
-            if is_clip
-            else [g.weight("vision.embeddings.patch_embedding.bias", shape=(width,))]
+            [] if is_clip else [g.weight("vision.embeddings.patch_embedding.bias", shape=(width,))]
         )
         strides = [patch, patch]
         grid = g.op("Conv", pixels, kernel, *bias, name="patch_embedding", strides=strides)
@@ -118,9 +116,7 @@ def _vision_layer(g: GraphBuilder, hidden: ir.Value, layer: int, vision: VisionC
             hidden = g.op("Add", hidden, output, name="residual")
         with g.scope("mlp"):
             normed = layer_norm(g, hidden, f"{prefix}.layer_norm2", vision)
-            wide = linear(
-                g, normed, f"{prefix}.mlp.fc1", in_size=width, has_bias=True, name="fc1"
-            )
+            wide = linear(g, normed, f"{prefix}.mlp.fc1", in_size=width, has_bias=True, name="fc1")
             acted = activation(g, wide, vision.hidden_act, name="act")
             narrow = linear(
                 g,

@@ -97,14 +97,17 @@ def _write_vision_encoder(
 ) -> ir.Model:
     states = vision_tower(g, g.inputs["pixel_values"], vision, feature_layers=feature_layers)
     features = (
-        states[0]
-        if len(states) == 1
-        else g.op("Concat", *states, name="feature_layers", axis=-1)
+        states[0] if len(states) == 1 else g.op("Concat", *states, name="feature_layers", axis=-1)
     )
     if vision.model_type == "clip_vision_model":
         num_patches = (vision.image_size // vision.patch_size) ** 2
         features = g.op(
-            "Slice", features, g.ints(1), g.ints(1 + num_patches), g.ints(1), name="drop_class_token"
+            "Slice",
+            features,
+            g.ints(1),
+            g.ints(1 + num_patches),
+            g.ints(1),
+            name="drop_class_token",
         )
     with g.scope("projector"):
         has_bias = raw.get("multimodal_projector_bias", True)
