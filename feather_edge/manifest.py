@@ -10,9 +10,9 @@ from typing import Literal
 
 import msgspec
 
+from feather_edge.checkpoint.preprocessing import PreprocessConfig
 from feather_edge.graphs import DecoderShape, GraphSpec
 from feather_edge.recipes import ExportRecipe
-from feather_edge.runtime.preprocess import PreprocessConfig
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from feather_edge.checkpoint.config import text_config, vision_config
+from feather_edge.checkpoint.preprocessing import read_preprocess_config
 from feather_edge.errors import CheckpointError, UnsupportedModelError
 from feather_edge.export.blocks.vision import vision_tower
 from feather_edge.export.families import FamilyModel
@@ -18,16 +19,15 @@ from feather_edge.export.operators import activation, linear
 from feather_edge.export.weights import Weights
 from feather_edge.graphs import vision_encoder_spec
 from feather_edge.manifest import ImageSpec
-from feather_edge.runtime.preprocess import read_preprocess_config
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from feather_edge.checkpoint.config import TextConfig, VisionConfig
+    from feather_edge.checkpoint.preprocessing import PreprocessConfig
     from feather_edge.checkpoint.reader import Checkpoint
     from feather_edge.export.builder import GraphBuilder
     from feather_edge.graphs import DType, GraphSpec
-    from feather_edge.runtime.preprocess import PreprocessConfig
 
 PREFIXES = (
     # transformers up to 4.51 and 5.x save the first form, 4.52 to 4.57 the second.
