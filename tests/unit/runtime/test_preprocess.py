@@ -1,26 +1,18 @@
 from __future__ import annotations
 
 import io
-import json
 
-import msgspec
 import numpy as np
 import pytest
 from PIL import Image
+from support.image_processors import PROCESSORS, raw_config
 from transformers.image_utils import load_image as reference_load_image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from feather_edge.errors import CheckpointError, RequestError, UnsupportedModelError
+from feather_edge.checkpoint.preprocessing import preprocess_config
+from feather_edge.errors import RequestError
 from feather_edge.runtime import preprocess as module
-from feather_edge.runtime.preprocess import (
-    PreprocessConfig,
-    load_image,
-    preprocess,
-    preprocess_config,
-    read_preprocess_config,
-)
+from feather_edge.runtime.preprocess import load_image, model_view, preprocess
 
 
 def noise(width, height, mode="RGB", *, seed=0):
@@ -53,27 +45,6 @@ IMAGES = {
     "1-bit": noise(20, 20).convert("1"),
     "cmyk": noise(20, 24).convert("CMYK"),
 }
-PROCESSORS = {
-    "clip": CLIPImageProcessorPil(),
-    "clip-small": CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=28),
-    "clip-crop-larger": CLIPImageProcessorPil(
-        size={"shortest_edge": 31}, crop_size={"height": 57, "width": 30}
-    ),
-    "clip-square": CLIPImageProcessorPil(size={"height": 30, "width": 31}, do_center_crop=False),
-    "clip-raw": CLIPImageProcessorPil(do_normalize=False, do_rescale=False),
-    "clip-unscaled": CLIPImageProcessorPil(do_rescale=False, resample=2),
-    "clip-crop-only": CLIPImageProcessorPil(do_resize=False, crop_size=24),
-    "siglip": SiglipImageProcessorPil(),
-    "siglip-oblong": SiglipImageProcessorPil(size={"height": 27, "width": 56}, resample=0),
-    "llava": LlavaImageProcessorPil(size={"shortest_edge": 56}, crop_size=56),
-    "llava-pad": LlavaImageProcessorPil(
-        do_pad=True, size={"shortest_edge": 56}, crop_size=56, resample=1
-    ),
-}
-
-
-def raw_config(processor):
-    return json.loads(processor.to_json_string())
 
 
 @pytest.mark.parametrize("processor", PROCESSORS)
@@ -110,111 +81,19 @@ def test_an_elongated_image_is_refused_before_it_fills_the_memory():
         preprocess([Image.new("L", (9000, 1))], config)
 
 
-class TestConfig:
-    @pytest.mark.parametrize("processor", PROCESSORS)
-    def test_survives_the_manifest(self, processor):
-        config = preprocess_config(raw_config(PROCESSORS[processor]))
-        encoded = msgspec.json.encode(config)
-        assert msgspec.json.decode(encoded, type=PreprocessConfig) == config
-        with pytest.raises(msgspec.ValidationError, match="unknown field `x`"):
-            msgspec.json.decode(b'{"x": 1}', type=PreprocessConfig)
-
-    @pytest.mark.parametrize(
-        ("name", "processor"),
-        [
-            ("CLIPImageProcessorFast", CLIPImageProcessorPil()),
-            ("CLIPFeatureExtractor", CLIPImageProcessorPil()),
-            ("SiglipImageProcessorFast", SiglipImageProcessorPil()),
-            ("LlavaImageProcessor", LlavaImageProcessorPil()),
-        ],
+def test_the_models_view_is_the_picture_before_it_is_normalised():
+    config = preprocess_config(raw_config(PROCESSORS["clip-crop-larger"]))
+    raw = CLIPImageProcessorPil(
+        size={"shortest_edge": 31},
+        crop_size={"height": 57, "width": 30},
+        do_rescale=False,
+        do_normalize=False,
     )
-    def test_class_defaults_are_those_of_transformers(self, name, processor):
-        key = "feature_extractor_type" if "Feature" in name else "image_processor_type"
-        assert preprocess_config({key: name, "size": None}) == preprocess_config(
-            raw_config(processor)
-        )
-
-    def test_sizes_as_old_files_write_them(self):
-        old = {"image_processor_type": "CLIPImageProcessor", "size": 30, "crop_size": 28}
-        new = CLIPImageProcessorPil(size={"shortest_edge": 30}, crop_size=28)
-        assert preprocess_config(old) == preprocess_config(raw_config(new))
-        pair = {"image_processor_type": "SiglipImageProcessor", "size": [28, 42]}
-        assert preprocess_config(pair).resize_to == (28, 42)
-
-    def test_one_mean_for_all_channels(self):
-        raw = {"image_processor_type": "SiglipImageProcessor", "image_mean": 0.25}
-        assert preprocess_config(raw).mean == (0.25, 0.25, 0.25)
-
-    @pytest.mark.parametrize("named", ["Qwen2VLImageProcessor", None])
-    def test_other_processors_are_refused(self, named):
-        with pytest.raises(UnsupportedModelError) as error:
-            preprocess_config({"image_processor_type": named})
-        assert str(error.value) == (
-            f"image preprocessing: image_processor_type {named or 'none'!r} is not supported; "
-            "supported are CLIPImageProcessor, LlavaImageProcessor, SiglipImageProcessor, each "
-            "with or without Fast at the end"
-        )
-
-    @pytest.mark.parametrize(
-        ("settings", "expected"),
-        [
-            ({"size": {"longest_edge": 9}}, "size with longest_edge is not supported; supported"),
-            ({"size": {}}, "size with nothing in it is not supported"),
-            ({"do_pad": True}, "do_pad of CLIPImageProcessor is not supported"),
-            ({"do_center_crop": False}, "has neither a crop nor a fixed size to resize to"),
-        ],
-    )
-    def test_unsupported(self, settings, expected):
-        with pytest.raises(UnsupportedModelError) as error:
-            preprocess_config({"image_processor_type": "CLIPImageProcessor", **settings})
-        assert expected in str(error.value)
-
-    @pytest.mark.parametrize(
-        ("settings", "expected"),
-        [
-            ({"resample": 9}, "resample is 9; it must be 0 to 5 (nearest, lanczos,"),
-            ({"image_mean": [1, 2]}, "image_mean is [1, 2]; it must be three numbers"),
-            ({"image_std": ["x"] * 3}, "image_std is 'x'; it must be a number"),
-            ({"rescale_factor": "x"}, "rescale_factor is 'x'; it must be a number"),
-            ({"crop_size": "x"}, "crop_size is 'x'; it must have a height and a width"),
-            ({"crop_size": 0}, "crop_size has a side of 0; it must be 1 to 8192 pixels"),
-            ({"crop_size": {"height": 3}}, "crop_size has a side of None; it must be"),
-            ({"size": {"shortest_edge": 1e3}}, "size has a side of 1000.0; it must be 1 to"),
-        ],
-    )
-    def test_senseless_values(self, settings, expected):
-        with pytest.raises(CheckpointError) as error:
-            preprocess_config({"image_processor_type": "CLIPImageProcessor", **settings})
-        assert expected in str(error.value)
-
-
-class TestFiles:
-    def write(self, folder, name, **document):
-        (folder / name).write_text(json.dumps(document))
-
-    def test_older_layout(self, tmp_path):
-        self.write(tmp_path, "processor_config.json", patch_size=14)
-        self.write(
-            tmp_path, "preprocessor_config.json", image_processor_type="SiglipImageProcessor"
-        )
-        assert read_preprocess_config(tmp_path).resize_to == (224, 224)
-
-    def test_nested_layout_wins(self, tmp_path):
-        nested = {"image_processor_type": "CLIPImageProcessorFast", "crop_size": 20}
-        self.write(tmp_path, "processor_config.json", image_processor=nested)
-        self.write(
-            tmp_path, "preprocessor_config.json", image_processor_type="SiglipImageProcessor"
-        )
-        assert read_preprocess_config(tmp_path).crop_to == (20, 20)
-
-    def test_neither(self, tmp_path):
-        with pytest.raises(CheckpointError) as error:
-            read_preprocess_config(tmp_path)
-        assert str(error.value) == (
-            f"{tmp_path} does not say how to preprocess images: it has no "
-            "preprocessor_config.json and no processor_config.json with an image_processor; copy "
-            "the file from the original checkpoint"
-        )
+    for image in IMAGES.values():
+        view = model_view(image, config)
+        assert (view.mode, view.size) == ("RGB", (30, 57))
+        expected = raw(image, return_tensors="np")["pixel_values"][0]
+        np.testing.assert_array_equal(np.asarray(view).transpose(2, 0, 1), expected)
 
 
 class TestLoadImage:
