@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from feather_edge.evaluate.boxes import Box
-    from feather_edge.export.pipeline import Progress
+    from feather_edge.export.writer import Progress
     from feather_edge.runtime.result import Result
 
 RECIPE = "scene-vlm"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from feather_edge.graphs import GraphSpec, TensorSpec
+from feather_edge.graphs import GraphForm, GraphSpec, TensorSpec
 from feather_edge.pruning import Layout, VisualSpan
 from feather_edge.pruning.flops import layer_macs, paper_layer_cost, schedule_cost
 from feather_edge.pruning.forecast import forecast
@@ -15,6 +16,8 @@ from feather_edge.recipes import ExportRecipe
 from feather_edge.runtime.session import default_pruning
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from feather_edge.bundle import Bundle
 
 DEFAULT_TEXT_TOKENS = 32
@@ -24,14 +27,22 @@ FORMULA = "2 x sum over layers of 2 n d (q + k) + 2 n^2 q + 3 n d m, n = all tok
 PAPER_FORMULA = "4 n d^2 + 2 n^2 d + 2 n d m, n = visual tokens (FEATHER, section 3.1, eq. 1)"
 
 
-class GraphReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One graph: contract, size, operators."""
+class FormReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of a graph and the operators in it."""
 
-    name: str
+    opset: int
     file: str
-    layers: tuple[int, int] | None
+    tensorrt: str
     num_nodes: int
     operators: dict[str, int]
+
+
+class GraphReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One graph: contract and size."""
+
+    name: str
+    forms: tuple[FormReport, ...]
+    layers: tuple[int, int] | None
     weight_bytes: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -69,7 +80,6 @@ class BundleReport(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     source: str
     model_type: str
-    opset: int
     recipe: ExportRecipe
     graphs: tuple[GraphReport, ...]
     prefill: PrefillReport
@@ -90,7 +100,6 @@ def describe(bundle: Bundle, *, prompt_tokens: int | None = None) -> BundleRepor
         path=str(bundle.path),
         source=manifest.source,
         model_type=manifest.model_type,
-        opset=manifest.opset,
         recipe=manifest.recipe,
         graphs=tuple(
             _graph_report(bundle, spec, span)
@@ -104,20 +113,26 @@ def describe(bundle: Bundle, *, prompt_tokens: int | None = None) -> BundleRepor
 def _graph_report(bundle: Bundle, spec: GraphSpec, layers: tuple[int, int] | None) -> GraphReport:
     import onnx_ir as ir
 
-    graph = ir.load(bundle.path / spec.file).graph
-    operators: dict[str, int] = {}
-    for node in graph:
-        operators[node.op_type] = operators.get(node.op_type, 0) + 1
-    weights = [value.const_value for value in graph.initializers.values()]
+    models = {form: ir.load(bundle.path / form.file) for form in spec.forms}
+    weights = [v.const_value for v in next(iter(models.values())).graph.initializers.values()]
     return GraphReport(
         name=spec.name,
-        file=spec.file,
+        forms=tuple(_form_report(form, model) for form, model in models.items()),
         layers=layers,
-        num_nodes=sum(operators.values()),
-        operators=dict(sorted(operators.items())),
         weight_bytes=sum(tensor.nbytes for tensor in weights if tensor is not None),
         inputs=spec.inputs,
         outputs=spec.outputs,
+    )
+
+
+def _form_report(form: GraphForm, model: ir.Model) -> FormReport:
+    operators = collections.Counter(node.op_type for node in model.graph)
+    return FormReport(
+        opset=form.opset,
+        file=form.file,
+        tensorrt=form.tensorrt,
+        num_nodes=operators.total(),
+        operators=dict(sorted(operators.items())),
     )
 
 

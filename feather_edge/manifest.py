@@ -62,7 +62,6 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         source: name of the checkpoint folder or hub id.
         model_type: Hugging Face's name of the family.
         recipe: the effective recipe, stages filled in.
-        opset: of every graph.
         decoder: sizes of the decoder.
         rotary: its rotary embedding.
         max_positions: longest sequence the model was made for.
@@ -78,7 +77,6 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     source: str
     model_type: str
     recipe: ExportRecipe
-    opset: int
     decoder: DecoderShape
     rotary: Rotary
     max_positions: int

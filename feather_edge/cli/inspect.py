@@ -41,14 +41,15 @@ def command(*, bundle: Path, prompt_tokens: int | None, as_json: bool) -> None:
 def _print(report: BundleReport) -> None:
     from feather_edge.recipes import describe_recipe
 
-    click.echo(f"{report.path}: {report.model_type} from {report.source}, opset {report.opset}\n")
+    click.echo(f"{report.path}: {report.model_type} from {report.source}\n")
     click.echo(f"{describe_recipe(report.recipe)}\n")
     print_table(
         "Graphs",
-        ("graph", "layers", "nodes", "weights MiB", "file"),
+        ("graph", "layers", "nodes", "weights MiB", "file", "TensorRT"),
         [
-            (g.name, span(g.layers), g.num_nodes, mebibytes(g.weight_bytes), g.file)
+            (g.name, span(g.layers), f.num_nodes, mebibytes(g.weight_bytes), f.file, f.tensorrt)
             for g in report.graphs
+            for f in g.forms
         ],
     )
     for graph in report.graphs:

@@ -17,18 +17,14 @@ import onnx_ir as ir
 from feather_edge.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from feather_edge.export.dialects import Dialect
     from feather_edge.export.weights import Weights
     from feather_edge.graphs import DType, GraphSpec
-
-IR_VERSION = 11
-"""IR 11 carries opset 23 (onnx 1.18); newer adds nothing these graphs use."""
-
-OPSET = 23
 
 DTYPES = {
     "float32": ir.DataType.FLOAT,
@@ -41,14 +37,18 @@ DTYPES = {
 class GraphBuilder:
     """Collects the nodes of one graph; ``model()`` closes it against its contract."""
 
-    def __init__(self, spec: GraphSpec, weights: Weights, *, dtype: DType) -> None:
+    def __init__(
+        self, spec: GraphSpec, weights: Weights, *, dtype: DType, dialect: Dialect
+    ) -> None:
         self.spec = spec
         self.dtype: DType = dtype
+        self.dialect = dialect
         self._weights = weights
         self._scope: list[str] = []
         self._nodes: list[ir.Node] = []
         self._initializers: dict[str, ir.Value] = {}
         self._functions: list[ir.Function] = []
+        self._unsqueezed: dict[tuple[str, int], ir.Value] = {}
         self.inputs = {
             tensor.name: ir.Value(
                 name=tensor.name,
@@ -98,6 +98,22 @@ class GraphBuilder:
     ) -> ir.Value:
         """Append a node with one output and return it."""
         return self.ops(op_type, *inputs, name=name, outputs=["output"], **attributes)[0]
+
+    def cast(self, x: ir.Value, dtype: DType, *, name: str) -> ir.Value:
+        """Cast; nothing is written when the whole graph has that type already."""
+        if dtype == "float32" and self.dtype == "float32":
+            return x
+        return self.op("Cast", x, name=name, to=int(DTYPES[dtype]))
+
+    def unsqueeze_once(self, x: ir.Value, axis: int) -> ir.Value:
+        """Insert an axis; layers that ask for the same one share the node."""
+        key = (str(x.name), axis)
+        if key not in self._unsqueezed:
+            scope, self._scope = self._scope, []
+            name = f"{str(x.name).removesuffix('/output')}_unsqueezed"
+            self._unsqueezed[key] = self.op("Unsqueeze", x, self.ints(axis), name=name)
+            self._scope = scope
+        return self._unsqueezed[key]
 
     def constant(self, name: str, value: NDArray[np.generic]) -> ir.Value:
         """Return a small constant, shared by every node that asks for it by ``name``."""
@@ -183,12 +199,12 @@ class GraphBuilder:
             ordered,
             nodes=self._nodes,
             initializers=list(self._initializers.values()),
-            opset_imports={"": OPSET, **domains},
+            opset_imports={"": self.dialect.opset, **domains},
             name=self.spec.name,
         )
         return ir.Model(
             graph,
-            ir_version=IR_VERSION,
+            ir_version=self.dialect.ir_version,
             producer_name="feather-edge",
             functions=self._functions,
         )
@@ -203,24 +219,27 @@ class GraphBuilder:
         self._initializers[name] = value
 
 
-def save(model: ir.Model, path: Path, *, on_tensor: Callable[[int], None]) -> None:
-    """Write a graph, and its weights into ``<path>_data`` beside it, one tensor at a time.
+def save(forms: Mapping[Path, ir.Model], data: Path, *, on_tensor: Callable[[int], None]) -> None:
+    """Write the forms of one graph, and their common weights into ``data``, tensor by tensor.
 
-    Tensors that already lie in another file of the bundle stay there. ``on_tensor`` is called
+    Weights that lie in another file of the bundle already stay there. ``on_tensor`` is called
     with the number of bytes after each tensor.
     """
-    lazy = {
-        name: value.const_value
-        for name, value in model.graph.initializers.items()
-        if isinstance(value.const_value, ir.LazyTensor)
-    }
+    lazy: dict[str, ir.LazyTensor] = {}
+    for model in forms.values():
+        for name, value in model.graph.initializers.items():
+            if isinstance(value.const_value, ir.LazyTensor):
+                lazy.setdefault(name, value.const_value)
     written = ir.external_data.convert_tensors_to_external(
         list(lazy.values()),
-        path.parent,
-        f"{path.name}_data",
+        data.parent,
+        data.name,
         callback=lambda tensor, _info: on_tensor(tensor.nbytes),
         alignment=4096,
     )
-    for name, tensor in zip(lazy, written, strict=True):
-        model.graph.initializers[name].const_value = tensor
-    ir.save(model, path)
+    stored = dict(zip(lazy, written, strict=True))
+    for path, model in forms.items():
+        for name, value in model.graph.initializers.items():
+            if name in stored:
+                value.const_value = stored[name]
+        ir.save(model, path)

@@ -42,8 +42,8 @@ class Weights:
         self._used.add(name)
         return self._checkpoint.tensor(self._names.get(name, name))
 
-    def check_all_used(self, prefix: str) -> None:
-        """Refuse tensors below ``prefix`` that no graph took: the model has parts we do not build.
+    def check_all_used(self, *prefixes: str) -> None:
+        """Refuse tensors below ``prefixes`` that no graph took: parts we would lose silently.
 
         Raises:
             CheckpointError: naming the first such tensor.
@@ -51,7 +51,7 @@ class Weights:
         unused = sorted(
             name
             for name in self._names
-            if name.startswith(prefix) and name not in self._used and "rotary_emb" not in name
+            if name.startswith(prefixes) and name not in self._used and "rotary_emb" not in name
         )
         if unused:
             raise CheckpointError(

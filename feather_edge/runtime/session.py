@@ -158,6 +158,8 @@ class Session:
             watch.token()
             if token_id in self.bundle.manifest.eos_token_ids:
                 answer.finish_reason = "stop"
+                if rest := answer.flush():  # text held back for a character to complete
+                    yield Token(token_id=token_id, text=rest)
                 break
             yield answer.add(token_id)
             if answer.is_full:
@@ -289,7 +291,14 @@ class _Answer:
         delta = self.decoder.step(token_id)
         self.token_ids.append(token_id)
         self.text += delta
+        if self.is_full:
+            delta += self.flush()
         return Token(token_id=token_id, text=delta)
+
+    def flush(self) -> str:
+        rest = self.decoder.flush()
+        self.text += rest
+        return rest
 
     @property
     def is_full(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from feather_edge.export.operators import activation, attention, linear
+from feather_edge.export.operators import activation, linear
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,7 +104,9 @@ def _vision_layer(g: GraphBuilder, hidden: ir.Value, layer: int, vision: VisionC
                 axis=-1,
             )
             heads = vision.num_attention_heads
-            attended = attention(g, query, key, value, num_heads=heads, name="attention")
+            attended = g.dialect.packed_attention(
+                g, query, key, value, num_heads=heads, head_dim=width // heads, name="attention"
+            )
             output = linear(
                 g,
                 attended,

@@ -40,7 +40,7 @@ class FamilyModel:
             ``lm_head.weight``.
         image: what the runtime must know of images: placeholder, grid, preprocessing.
         write_vision_encoder: writes the vision graph's nodes and closes it.
-        vision_spec: returns the contract of the vision graph for a dtype.
+        vision_spec: returns the contract of the vision graph for a dtype and opsets.
     """
 
     text: TextConfig
@@ -48,7 +48,7 @@ class FamilyModel:
     weights: Weights
     image: ImageSpec
     write_vision_encoder: Callable[[GraphBuilder], ir.Model]
-    vision_spec: Callable[[DType], GraphSpec]
+    vision_spec: Callable[[DType, tuple[int, ...]], GraphSpec]
 
 
 def read_family(checkpoint: Checkpoint) -> FamilyModel:

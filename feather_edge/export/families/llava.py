@@ -78,12 +78,15 @@ def read(checkpoint: Checkpoint) -> FamilyModel:
     )
 
 
-def _vision_spec(vision: VisionConfig, text: TextConfig, dtype: DType) -> GraphSpec:
+def _vision_spec(
+    vision: VisionConfig, text: TextConfig, dtype: DType, opsets: tuple[int, ...]
+) -> GraphSpec:
     return vision_encoder_spec(
         num_channels=vision.num_channels,
         image_size=(vision.image_size, vision.image_size),
         hidden_size=text.hidden_size,
         dtype=dtype,
+        opsets=opsets,
     )
 
 
