@@ -125,7 +125,9 @@ def tiny(request: pytest.FixtureRequest, bundles: BundleFactory) -> Pair:
 @pytest.fixture(scope="module")
 def shipped(bundles: BundleFactory) -> Pair:
     """The shipped model, split at a quarter and a half of its depth."""
-    return open_pair(bundles.export(shipped_checkpoint(bundles), recipe=ExportRecipe(stages=STAGES)))
+    return open_pair(
+        bundles.export(shipped_checkpoint(bundles), recipe=ExportRecipe(stages=STAGES))
+    )
 
 
 @pytest.mark.parametrize("num_images", [1, 2])

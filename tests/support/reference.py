@@ -120,6 +120,7 @@ class ReferenceLlava:
         cache = transformers.DynamicCache()
         rows = self._embed(inputs)
         length = rows.hidden.shape[1]
+        captured: dict[str, torch.Tensor] = {}
         for layer in range(len(self.decoder.layers)):
             if pruning is not None and layer in pruning.stages:
                 rows, stage = self._prune(rows, captured, pruning, layer)

@@ -60,9 +60,7 @@ def test_pruned_layout_keeps_text_order_and_positions(layout: Layout, data: st.D
 
 
 @given(layouts(), st.data())
-def test_pruning_twice_still_names_original_positions(
-    layout: Layout, data: st.DataObject
-) -> None:
+def test_pruning_twice_still_names_original_positions(layout: Layout, data: st.DataObject) -> None:
     def some_rows(of: Layout) -> np.ndarray:
         dropped = data.draw(st.sets(st.sampled_from(np.flatnonzero(of.is_visual).tolist())))
         return np.array([row for row in range(of.num_rows) if row not in dropped], np.int64)

@@ -154,7 +154,7 @@ def test_fill_is_the_reference(data: st.DataObject, height: int, width: int, str
         stride_grid(height, width, stride), num_tokens=num_tokens, num_kept=num_kept
     )
 
-    kept, = top_k_uniform_gather(scores, priority, num_kept)
+    (kept,) = top_k_uniform_gather(scores, priority, num_kept)
 
     expected = reference_stage1(scores, height, width, st=stride, mode="fill", budget=num_kept)
     np.testing.assert_array_equal(kept, expected)
