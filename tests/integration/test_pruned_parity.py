@@ -23,7 +23,7 @@ from feather_edge.recipes import ExportRecipe, load_recipe
 from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from support.bundles import BundleFactory, Exported
 
@@ -221,7 +221,7 @@ def test_shipped_model_unpruned_answers_as_transformers(shipped: Pair) -> None:
 
 @pytest.mark.parametrize(("method", "selection"), KINDS)
 def test_shipped_model_keeps_and_answers_as_the_reference(
-    shipped: Pair, method: str, selection: str, record_property: Callable[[str, object], None]
+    shipped: Pair, method: str, selection: str
 ) -> None:
     pruning = shipped_pruning(method, selection)
 
@@ -230,8 +230,7 @@ def test_shipped_model_keeps_and_answers_as_the_reference(
         for image, question in scene_questions(NUM_SCENES)
     )
 
-    record_property("runs_set_apart_by_a_tie", num_tied)
-    assert num_tied <= MAX_TIED_RUNS
+    assert num_tied <= MAX_TIED_RUNS  # 0 of 250 when this was written
 
 
 def test_shipped_model_about_two_scenes(shipped: Pair) -> None:
