@@ -1,4 +1,4 @@
-"""The tensor contract of every graph: what export writes, backends run and the manifest records.
+r"""The tensor contract of every graph: what export writes and backends run.
 
 Letters: B batch, S new positions, P cached positions, T = P + S, K kept rows, D width,
 Hkv key/value heads, Dh head width, V vocabulary, N images.
@@ -19,7 +19,7 @@ Hkv key/value heads, Dh head width, V vocabulary, N images.
 ``attention_mask``           [B, 1, S, T]     bool  True where a row may look: causal and padding
 ``past_key_values.N.key``    [B, Hkv, P, Dh]  float N counts layers of the whole model; ``.value``
 ``prune_priority`` *         [B, S]           f32   added to the score; text ``ALWAYS``
-``score_cos``, ``score_sin``*[B, S, Dh/2]     f32   rotary tables of the score: identity is RoPE-free
+``score_cos``, ``score_sin``*[B, S, Dh/2]     f32   rotary tables of the score; identity: RoPE-free
 ``score_mask`` *             [B, S]           f32   additive, which rows the score's softmax sees
 ``num_kept`` *               [1]              i64   K, the rows that leave the segment
 ``present.N.key``            [B, Hkv, T, Dh]  float grown cache; ``.value``
@@ -43,6 +43,10 @@ DType = Literal["float32", "float16", "int64", "bool"]
 
 VISION_ENCODER = "vision_encoder"
 DECODER = "decoder_{}"
+NEWEST_OPSET = 23
+TENSORRT_VERSIONS = {23: ">=10.15", 18: ">=10.3"}
+"""TensorRT that reads the operators of an opset's form; see ``feather_edge.export.dialects``."""
+
 EMBED_TOKENS_FILE = "onnx/embed_tokens.safetensors"
 EMBED_TOKENS_TENSOR = "embed_tokens.weight"
 
@@ -55,13 +59,37 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     shape: tuple[int | str, ...]
 
 
+class GraphForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One file of a graph: the same contract and weights in the operators of an opset.
+
+    Attributes:
+        opset: of the standard operators.
+        file: path within the bundle.
+        tensorrt: the versions of TensorRT that this form is for.
+    """
+
+    opset: int
+    file: str
+    tensorrt: str
+
+
 class GraphSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One graph of a bundle."""
 
     name: str
-    file: str
+    forms: tuple[GraphForm, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    @property
+    def file(self) -> str:
+        """Path of the newest form, which ONNX Runtime runs."""
+        return max(self.forms, key=lambda form: form.opset).file
+
+    @property
+    def weights_file(self) -> str:
+        """Path of the weights, which all forms share."""
+        return f"onnx/{self.name}.onnx_data"
 
 
 class DecoderShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,13 +105,18 @@ class DecoderShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 def vision_encoder_spec(
-    *, num_channels: int, image_size: tuple[int, int], hidden_size: int, dtype: DType
+    *,
+    num_channels: int,
+    image_size: tuple[int, int],
+    hidden_size: int,
+    dtype: DType,
+    opsets: tuple[int, ...],
 ) -> GraphSpec:
     """Return the contract of the vision encoder for images of ``image_size`` (height, width)."""
     pixels = ("num_images", num_channels, *image_size)
     return GraphSpec(
         name=VISION_ENCODER,
-        file=f"onnx/{VISION_ENCODER}.onnx",
+        forms=_forms(VISION_ENCODER, opsets),
         inputs=(TensorSpec(name="pixel_values", dtype=dtype, shape=pixels),),
         outputs=(
             TensorSpec(name="image_features", dtype=dtype, shape=("visual_tokens", hidden_size)),
@@ -92,7 +125,13 @@ def vision_encoder_spec(
 
 
 def decoder_spec(
-    index: int, layers: range, shape: DecoderShape, *, is_last: bool, dtype: DType
+    index: int,
+    layers: range,
+    shape: DecoderShape,
+    *,
+    is_last: bool,
+    dtype: DType,
+    opsets: tuple[int, ...],
 ) -> GraphSpec:
     """Return the contract of segment ``index``, which holds decoder layers ``layers``."""
     rows = ("batch", "sequence")
@@ -129,13 +168,24 @@ def decoder_spec(
         ]
     name = DECODER.format(index)
     return GraphSpec(
-        name=name, file=f"onnx/{name}.onnx", inputs=tuple(inputs), outputs=tuple(outputs)
+        name=name, forms=_forms(name, opsets), inputs=tuple(inputs), outputs=tuple(outputs)
     )
 
 
 def cache_names(prefix: str, layers: range) -> list[str]:
     """Return the cache tensor names of ``layers``: key and value of each, in order."""
     return [f"{prefix}.{layer}.{part}" for layer in layers for part in ("key", "value")]
+
+
+def _forms(name: str, opsets: tuple[int, ...]) -> tuple[GraphForm, ...]:
+    return tuple(
+        GraphForm(
+            opset=opset,
+            file=f"onnx/{name}{'' if opset == NEWEST_OPSET else f'.opset{opset}'}.onnx",
+            tensorrt=TENSORRT_VERSIONS[opset],
+        )
+        for opset in opsets
+    )
 
 
 def _cache_specs(

@@ -10,19 +10,15 @@ from typing import Literal
 
 import msgspec
 
+from feather_edge.checkpoint.preprocessing import PreprocessConfig
 from feather_edge.graphs import DecoderShape, GraphSpec
 from feather_edge.recipes import ExportRecipe
-from feather_edge.runtime.preprocess import PreprocessConfig
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 
 
-class _Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of everything in a manifest: immutable, named fields, unknown keys refused."""
-
-
-class Rotary(_Struct):
+class Rotary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Rotary embedding of the decoder; tables are computed on the host.
 
     Attributes:
@@ -41,7 +37,7 @@ class Rotary(_Struct):
     original_max_positions: int = 0
 
 
-class ImageSpec(_Struct):
+class ImageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an image becomes: ``grid_height`` x ``grid_width`` visual tokens."""
 
     token_id: int
@@ -50,14 +46,14 @@ class ImageSpec(_Struct):
     preprocess: PreprocessConfig
 
 
-class FileRecord(_Struct):
+class FileRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Size and hash of one file of a bundle."""
 
     num_bytes: int
     sha256: str
 
 
-class BundleManifest(_Struct):
+class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole manifest.
 
     Attributes:
@@ -66,7 +62,6 @@ class BundleManifest(_Struct):
         source: name of the checkpoint folder or hub id.
         model_type: Hugging Face's name of the family.
         recipe: the effective recipe, stages filled in.
-        opset: of every graph.
         decoder: sizes of the decoder.
         rotary: its rotary embedding.
         max_positions: longest sequence the model was made for.
@@ -82,7 +77,6 @@ class BundleManifest(_Struct):
     source: str
     model_type: str
     recipe: ExportRecipe
-    opset: int
     decoder: DecoderShape
     rotary: Rotary
     max_positions: int

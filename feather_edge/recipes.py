@@ -23,6 +23,7 @@ else:
 __all__ = [
     "CriterionName",
     "ExportRecipe",
+    "OpsetName",
     "Precision",
     "SelectionName",
     "Stage",
@@ -37,6 +38,7 @@ __all__ = [
 CriterionName = Literal["feather", "fastv", "fastv-full", "uniform", "random", "none"]
 SelectionName = Literal["fill", "union"]
 Precision = Literal["fp32", "fp16"]
+OpsetName = Literal["18", "23", "both"]
 Stage = Literal["export", "engines"]
 
 
@@ -53,6 +55,7 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         stride: step of FEATHER's uniform grid; 0 for no grid.
         selection: ``fill`` keeps a constant count, ``union`` the paper's data-dependent one.
         precision: of weights and activations.
+        opset: of the graphs; both forms share one file of weights.
         seed: of the criterion ``random``.
     """
 
@@ -62,12 +65,14 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     stride: int = 3
     selection: SelectionName = "fill"
     precision: Precision = "fp32"
+    opset: OpsetName = "both"
     seed: int = 0
 
     def __post_init__(self) -> None:
         _check_choice("prune", self.prune, get_args(CriterionName))
         _check_choice("selection", self.selection, get_args(SelectionName))
         _check_choice("precision", self.precision, get_args(Precision))
+        _check_choice("opset", self.opset, get_args(OpsetName))
         _check_stages(self.stages)
         _check_keep_ratio(self.keep_ratio, self.stages)
         for name in ("stride", "seed"):

@@ -185,7 +185,7 @@ def _refuse_unsupported(folder: Path, config: dict[str, Any]) -> None:
 
 def _find_tensors(folder: Path) -> dict[str, TensorView]:
     if (folder / WEIGHTS_FILE).is_file():
-        return _read_header(folder / WEIGHTS_FILE)
+        return read_tensors(folder / WEIGHTS_FILE)
     if (folder / INDEX_FILE).is_file():
         return _read_shards(folder / INDEX_FILE)
     pickles = sorted(file.name for pattern in _PICKLE_PATTERNS for file in folder.glob(pattern))
@@ -205,7 +205,7 @@ def _read_shards(index: Path) -> dict[str, TensorView]:
         isinstance(file, str) for file in weight_map.values()
     ):
         raise CheckpointError(f"{index}: weight_map must map tensor names to file names")
-    shards = {file: _read_header(_shard_path(index, file)) for file in set(weight_map.values())}
+    shards = {file: read_tensors(_shard_path(index, file)) for file in set(weight_map.values())}
     tensors = {}
     for name, file in weight_map.items():
         if name not in shards[file]:
@@ -230,7 +230,7 @@ def _shard_path(index: Path, file: str) -> Path:
     return path
 
 
-def _read_header(file: Path) -> dict[str, TensorView]:
+def read_tensors(file: Path) -> dict[str, TensorView]:
     """Parse and check the header of one safetensors file."""
     try:
         file_size = file.stat().st_size

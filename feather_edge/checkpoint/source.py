@@ -30,7 +30,7 @@ def resolve_checkpoint(spec: str) -> Path:
         return folder
     if spec == DEMO:
         return _demo_folder()
-    if folder.exists():
+    if folder.is_file():
         raise CheckpointError(
             f"checkpoint {spec} is a file; give the folder that holds config.json"
         )

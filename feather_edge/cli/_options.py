@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
@@ -190,8 +189,7 @@ def require_stages(bundle: Bundle, stages: tuple[int, ...] | None) -> None:
 
 
 def emit_json(document: Any) -> None:
-    """Print one JSON document, indented, on stdout."""
+    """Print one JSON document on stdout, on one line: runs can be appended to one file."""
     import msgspec
 
-    data = msgspec.json.format(msgspec.json.encode(document), indent=2)
-    click.echo(data.decode(), file=sys.stdout)
+    click.echo(msgspec.json.encode(document).decode())

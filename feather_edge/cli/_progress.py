@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from feather_edge.export.pipeline import Progress as OnProgress
+    from feather_edge.export.writer import Progress as OnProgress
 
 __all__ = ["progress_bar"]
 

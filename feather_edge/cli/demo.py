@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from feather_edge.cli._options import backend_option, emit_json, json_option
 from feather_edge.cli._progress import progress_bar
+from feather_edge.cli._tables import print_table
+
+if TYPE_CHECKING:
+    from feather_edge.demo import DemoReport
+    from feather_edge.evaluate.boxes import Box
 
 
 @click.command(epilog="\b\nExample:\n  feather-edge demo -o kept-tokens.png")
@@ -23,7 +29,7 @@ from feather_edge.cli._progress import progress_bar
 def command(*, output: Path, backend: str, as_json: bool) -> None:
     """Answer three shipped scenes, unpruned and pruned.
 
-    Exports the model into a cache folder on first use. Prints answers, boxes, how well they
+    Exports the model into the user's cache folder. Prints answers, boxes, how well they
     overlap the truth, tokens kept and times, and writes a picture of the tokens that were kept.
     """
     from feather_edge.demo import run_demo
@@ -33,4 +39,31 @@ def command(*, output: Path, backend: str, as_json: bool) -> None:
     if as_json:
         emit_json(report.to_dict())
     else:
-        click.echo(report.to_text())
+        _print(report)
+
+
+def _print(report: DemoReport) -> None:
+    for scene in report.scenes:
+        print_table(
+            f"{scene.file}: {scene.question} It is at {_corners(scene.box)}.",
+            ("visual tokens", "answer", "IoU", "prefill ms", "first token ms"),
+            [
+                (
+                    " > ".join(map(str, (report.num_visual_tokens, *kept))),
+                    _corners(answer.box) if answer.box else answer.result.text,
+                    answer.iou,
+                    answer.prefill_ms,
+                    answer.ttft_ms,
+                )
+                for answer, kept in (
+                    (scene.unpruned, ()),
+                    (scene.pruned, (stage.num_kept for stage in scene.pruned.result.stages)),
+                )
+            ],
+        )
+    click.echo(f"prefill takes {report.prefill_ratio:.2f} of its unpruned time (median)")
+    click.echo(f"bundle: {report.bundle}\npicture of the kept tokens: {report.picture}")
+
+
+def _corners(box: Box) -> str:
+    return ", ".join(f"{value:.0f}" for value in box)

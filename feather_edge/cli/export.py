@@ -63,8 +63,11 @@ def command(
     effective = override(load_recipe(recipe or default_recipe_name(checkpoint)), **options)
     folder = resolve_checkpoint(checkpoint)
     with progress_bar() as on_progress:
-        export(folder, output, effective, force=force, on_progress=on_progress)
+        bundle = export(folder, output, effective, force=force, on_progress=on_progress)
+    num_bytes = sum(record.num_bytes for record in bundle.manifest.files.values())
     if as_json:
-        emit_json({"bundle": str(output), "recipe": effective})
+        recipe_in_force = bundle.manifest.recipe
+        emit_json({"bundle": str(output), "num_bytes": num_bytes, "recipe": recipe_in_force})
     else:
-        click.echo(f"{output}")
+        stages = ", ".join(map(str, bundle.schedule.stages)) or "none"
+        click.echo(f"{output}: {num_bytes / 2**20:.1f} MiB, prunes before layers: {stages}")

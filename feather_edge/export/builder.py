@@ -14,21 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from feather_edge.errors import CheckpointError
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from feather_edge.export.dialects import Dialect
     from feather_edge.export.weights import Weights
     from feather_edge.graphs import DType, GraphSpec
-
-IR_VERSION = 11
-"""IR 11 carries opset 23 (onnx 1.18); newer adds nothing these graphs use."""
-
-OPSET = 23
 
 DTYPES = {
     "float32": ir.DataType.FLOAT,
@@ -41,14 +35,18 @@ DTYPES = {
 class GraphBuilder:
     """Collects the nodes of one graph; ``model()`` closes it against its contract."""
 
-    def __init__(self, spec: GraphSpec, weights: Weights, *, dtype: DType) -> None:
+    def __init__(
+        self, spec: GraphSpec, weights: Weights, *, dtype: DType, dialect: Dialect
+    ) -> None:
         self.spec = spec
         self.dtype: DType = dtype
+        self.dialect = dialect
         self._weights = weights
         self._scope: list[str] = []
         self._nodes: list[ir.Node] = []
         self._initializers: dict[str, ir.Value] = {}
         self._functions: list[ir.Function] = []
+        self._unsqueezed: dict[tuple[str, int], ir.Value] = {}
         self.inputs = {
             tensor.name: ir.Value(
                 name=tensor.name,
@@ -74,7 +72,7 @@ class GraphBuilder:
         name: str,
         outputs: Sequence[str],
         domain: str = "",
-        **attributes: Any,  # noqa: ANN401 - whatever the operator's attributes are
+        **attributes: Any,
     ) -> Sequence[ir.Value]:
         """Append a node with several outputs, called ``outputs`` within its own path."""
         path = self.path(name)
@@ -94,10 +92,26 @@ class GraphBuilder:
         op_type: str,
         *inputs: ir.Value | None,
         name: str,
-        **attributes: Any,  # noqa: ANN401 - whatever the operator's attributes are
+        **attributes: Any,
     ) -> ir.Value:
         """Append a node with one output and return it."""
         return self.ops(op_type, *inputs, name=name, outputs=["output"], **attributes)[0]
+
+    def cast(self, x: ir.Value, dtype: DType, *, name: str) -> ir.Value:
+        """Cast; nothing is written when the whole graph has that type already."""
+        if dtype == "float32" and self.dtype == "float32":
+            return x
+        return self.op("Cast", x, name=name, to=int(DTYPES[dtype]))
+
+    def unsqueeze_once(self, x: ir.Value, axis: int) -> ir.Value:
+        """Insert an axis; layers that ask for the same one share the node."""
+        key = (str(x.name), axis)
+        if key not in self._unsqueezed:
+            scope, self._scope = self._scope, []
+            name = f"{str(x.name).removesuffix('/output')}_unsqueezed"
+            self._unsqueezed[key] = self.op("Unsqueeze", x, self.ints(axis), name=name)
+            self._scope = scope
+        return self._unsqueezed[key]
 
     def constant(self, name: str, value: NDArray[np.generic]) -> ir.Value:
         """Return a small constant, shared by every node that asks for it by ``name``."""
@@ -122,6 +136,7 @@ class GraphBuilder:
         self,
         *sources: str,
         shape: tuple[int, ...],
+        first_dims: Sequence[int] | None = None,
         name: str | None = None,
         transpose: bool = False,
         dtype: DType | None = None,
@@ -130,25 +145,21 @@ class GraphBuilder:
 
         Args:
             sources: canonical tensor names (see ``Weights``).
-            shape: expected shape of each source, except that joined sources may differ in their
-                first dimension; ``-1`` accepts any first dimension.
+            shape: expected shape of what is joined.
+            first_dims: how its first dimension falls to the sources, when there are several.
             name: name in the graph; defaults to the first source's.
             transpose: store ``[out, in]`` as ``[in, out]``, which MatMul wants.
             dtype: defaults to the graph's.
         """
-        views = [self._weights.tensor(source) for source in sources]
-        for source, view in zip(sources, views, strict=True):
-            if view.shape[1:] != shape[1:] or shape[0] not in {-1, view.shape[0]}:
-                raise CheckpointError(
-                    f"tensor {view.name!r} has shape {list(view.shape)}, but config.json asks "
-                    f"for {list(shape)} ({source}); the checkpoint and its config do not match"
-                )
+        views = [
+            self._weights.tensor(source, shape=(first, *shape[1:]))
+            for source, first in zip(sources, first_dims or shape[:1], strict=True)
+        ]
         target = np.dtype(dtype or self.dtype)
-        joined = (sum(view.shape[0] for view in views), *shape[1:])
-        stored = joined[::-1] if transpose else joined
+        stored = shape[::-1] if transpose else shape
         graph_name = name or sources[0]
 
-        def read() -> ir.Tensor:
+        def read() -> ir.TensorProtocol:
             parts = [view.read().astype(target, copy=False) for view in views]
             array = parts[0] if len(parts) == 1 else np.concatenate(parts)
             return ir.Tensor(np.ascontiguousarray(array.T if transpose else array))
@@ -183,12 +194,12 @@ class GraphBuilder:
             ordered,
             nodes=self._nodes,
             initializers=list(self._initializers.values()),
-            opset_imports={"": OPSET, **domains},
+            opset_imports={"": self.dialect.opset, **domains},
             name=self.spec.name,
         )
         return ir.Model(
             graph,
-            ir_version=IR_VERSION,
+            ir_version=self.dialect.ir_version,
             producer_name="feather-edge",
             functions=self._functions,
         )
@@ -197,30 +208,33 @@ class GraphBuilder:
         value = ir.Value(
             name=name,
             type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.shape.numpy()),
             const_value=tensor,
         )
         self._initializers[name] = value
 
 
-def save(model: ir.Model, path: Path, *, on_tensor: Callable[[int], None]) -> None:
-    """Write a graph, and its weights into ``<path>_data`` beside it, one tensor at a time.
+def save(forms: Mapping[Path, ir.Model], data: Path, *, on_tensor: Callable[[int], None]) -> None:
+    """Write the forms of one graph, and their common weights into ``data``, tensor by tensor.
 
-    Tensors that already lie in another file of the bundle stay there. ``on_tensor`` is called
+    Weights that lie in another file of the bundle already stay there. ``on_tensor`` is called
     with the number of bytes after each tensor.
     """
-    lazy = {
-        name: value.const_value
-        for name, value in model.graph.initializers.items()
-        if isinstance(value.const_value, ir.LazyTensor)
-    }
+    lazy: dict[str, ir.LazyTensor] = {}
+    for model in forms.values():
+        for name, value in model.graph.initializers.items():
+            if isinstance(value.const_value, ir.LazyTensor):
+                lazy.setdefault(name, value.const_value)
     written = ir.external_data.convert_tensors_to_external(
         list(lazy.values()),
-        path.parent,
-        f"{path.name}_data",
+        data.parent,
+        data.name,
         callback=lambda tensor, _info: on_tensor(tensor.nbytes),
         alignment=4096,
     )
-    for name, tensor in zip(lazy, written, strict=True):
-        model.graph.initializers[name].const_value = tensor
-    ir.save(model, path)
+    stored = dict(zip(lazy, written, strict=True))
+    for path, model in forms.items():
+        for name, value in model.graph.initializers.items():
+            if name in stored:
+                value.const_value = stored[name]
+        ir.save(model, path)

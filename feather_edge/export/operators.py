@@ -1,7 +1,4 @@
-"""The operators that differ between opsets, each written once.
-
-Everything else in the blocks is plain ONNX of any age. Shapes as in ``feather_edge.graphs``.
-"""
+"""Pieces that every block is made of: dense layers and activations."""
 
 from __future__ import annotations
 
@@ -10,40 +7,11 @@ from typing import TYPE_CHECKING
 from feather_edge.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx_ir as ir
 
     from feather_edge.export.builder import GraphBuilder
-
-
-def rms_norm(g: GraphBuilder, x: ir.Value, weight: ir.Value, *, eps: float, name: str) -> ir.Value:
-    """Root-mean-square normalisation over the last axis, accumulated in float32."""
-    return g.op("RMSNormalization", x, weight, name=name, axis=-1, epsilon=eps, stash_type=1)
-
-
-def rotary(g: GraphBuilder, x: ir.Value, cos: ir.Value, sin: ir.Value, *, name: str) -> ir.Value:
-    """Rotary embedding of ``x`` [B, heads, S, Dh], halves paired, by tables [B, S, Dh/2]."""
-    return g.op("RotaryEmbedding", x, cos, sin, name=name)
-
-
-def attention(
-    g: GraphBuilder,
-    query: ir.Value,
-    key: ir.Value,
-    value: ir.Value,
-    *,
-    mask: ir.Value | None = None,
-    num_heads: int | None = None,
-    name: str,
-) -> ir.Value:
-    """Scaled dot-product attention, grouped when there are fewer key heads than query heads.
-
-    Takes [B, heads, S, Dh] tensors, or [B, S, heads * Dh] ones when ``num_heads`` is given, and
-    returns the same kind. The mask is explicit: TensorRT refuses ``is_causal`` beside a mask, and
-    a causal flag alone would need every runtime to agree on the offset of cached positions.
-    """
-    heads = {} if num_heads is None else {"q_num_heads": num_heads, "kv_num_heads": num_heads}
-    inputs = (query, key, value) if mask is None else (query, key, value, mask)
-    return g.op("Attention", *inputs, name=name, **heads)
 
 
 def activation(g: GraphBuilder, x: ir.Value, kind: str, *, name: str) -> ir.Value:
@@ -55,9 +23,9 @@ def activation(g: GraphBuilder, x: ir.Value, kind: str, *, name: str) -> ir.Valu
     if kind == "silu":
         return g.op("Mul", x, g.op("Sigmoid", x, name=f"{name}/sigmoid"), name=name)
     if kind == "gelu":
-        return g.op("Gelu", x, name=name)
+        return g.dialect.gelu(g, x, tanh=False, name=name)
     if kind == "gelu_pytorch_tanh":
-        return g.op("Gelu", x, name=name, approximate="tanh")
+        return g.dialect.gelu(g, x, tanh=True, name=name)
     if kind == "quick_gelu":
         scaled = g.op("Mul", x, g.scalar("quick_gelu_slope", 1.702), name=f"{name}/scale")
         return g.op("Mul", x, g.op("Sigmoid", scaled, name=f"{name}/sigmoid"), name=name)
@@ -72,16 +40,18 @@ def linear(
     x: ir.Value,
     *modules: str,
     in_size: int,
+    out_sizes: Sequence[int],
     has_bias: bool,
     name: str,
 ) -> ir.Value:
     """Dense layers that share their input, as one MatMul: outputs of ``modules`` side by side.
 
-    The checkpoint stores [out, in]; MatMul reads [in, out].
+    The checkpoint stores [out, in]; MatMul reads [in, out]. ``out_sizes`` are the modules' widths.
     """
     weight = g.weight(
         *(f"{module}.weight" for module in modules),
-        shape=(-1, in_size),
+        shape=(sum(out_sizes), in_size),
+        first_dims=out_sizes,
         name=f"{g.path(name)}.weight",
         transpose=True,
     )
@@ -89,9 +59,7 @@ def linear(
     if not has_bias:
         return y
     biases = (f"{module}.bias" for module in modules)
-    return g.op(
-        "Add",
-        y,
-        g.weight(*biases, shape=(-1,), name=f"{g.path(name)}.bias"),
-        name=f"{name}/bias",
+    bias = g.weight(
+        *biases, shape=(sum(out_sizes),), first_dims=out_sizes, name=f"{g.path(name)}.bias"
     )
+    return g.op("Add", y, bias, name=f"{name}/bias")

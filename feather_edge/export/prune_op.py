@@ -26,8 +26,6 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from feather_edge.export.builder import OPSET
-
 if TYPE_CHECKING:
     from feather_edge.export.builder import GraphBuilder
 
@@ -40,7 +38,7 @@ def top_k_uniform_gather(
     g: GraphBuilder, scores: ir.Value, hidden: ir.Value
 ) -> dict[str, ir.Value]:
     """Append the op to a segment and return the segment's ``kept_*`` outputs and ``scores``."""
-    g.function(prune_function())
+    g.function(prune_function(opset=g.dialect.opset))
     kept, kept_hidden, kept_cos, kept_sin = g.ops(
         NAME,
         scores,
@@ -64,14 +62,14 @@ def top_k_uniform_gather(
     }
 
 
-def prune_function() -> ir.Function:
-    """Return the op's body."""
+def prune_function(*, opset: int) -> ir.Function:
+    """Return the op's body, in operators that every opset from 13 on has."""
     names = ("scores", "priority", "num_kept", "hidden", "cos", "sin")
     inputs = {name: ir.Value(name=name) for name in names}
     nodes: list[ir.Node] = []
 
     def op(
-        op_type: str, *args: ir.Value, outputs: tuple[str, ...], **attributes: object
+        op_type: str, *args: ir.Value, outputs: tuple[str, ...], **attributes: int | list[int]
     ) -> tuple[ir.Value, ...]:
         values = tuple(ir.Value(name=name) for name in outputs)
         nodes.append(
@@ -93,7 +91,7 @@ def prune_function() -> ir.Function:
         list(inputs.values()),
         [kept, *gathered],
         nodes=nodes,
-        opset_imports={"": OPSET},
+        opset_imports={"": opset},
         name=NAME,
     )
     attributes = [

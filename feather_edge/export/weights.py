@@ -33,17 +33,23 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
-    def tensor(self, name: str) -> TensorView:
+    def tensor(self, name: str, *, shape: tuple[int, ...]) -> TensorView:
         """Return the tensor called ``name`` here and mark it as used.
 
         Raises:
-            CheckpointError: if the checkpoint has no such tensor.
+            CheckpointError: if the checkpoint has no such tensor, or it has another shape.
         """
         self._used.add(name)
-        return self._checkpoint.tensor(self._names.get(name, name))
+        view = self._checkpoint.tensor(self._names.get(name, name))
+        if view.shape != shape:
+            raise CheckpointError(
+                f"tensor {view.name!r} has shape {list(view.shape)}, but config.json asks for "
+                f"{list(shape)}; the checkpoint and its config do not match"
+            )
+        return view
 
-    def check_all_used(self, prefix: str) -> None:
-        """Refuse tensors below ``prefix`` that no graph took: the model has parts we do not build.
+    def check_all_used(self, *prefixes: str) -> None:
+        """Refuse tensors below ``prefixes`` that no graph took: parts we would lose silently.
 
         Raises:
             CheckpointError: naming the first such tensor.
@@ -51,7 +57,7 @@ class Weights:
         unused = sorted(
             name
             for name in self._names
-            if name.startswith(prefix) and name not in self._used and "rotary_emb" not in name
+            if name.startswith(prefixes) and name not in self._used and "rotary_emb" not in name
         )
         if unused:
             raise CheckpointError(

@@ -92,7 +92,8 @@ class Layout:
     @property
     def is_visual(self) -> NDArray[np.bool_]:
         """[S]: which rows are visual tokens."""
-        return self.span_of_row != TEXT
+        visual: NDArray[np.bool_] = self.span_of_row != TEXT
+        return visual
 
     @property
     def num_kept(self) -> int:

@@ -6,6 +6,7 @@ came in. The split is fixed when the graphs are exported; what is kept is chosen
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from feather_edge.errors import RecipeError
@@ -58,5 +59,5 @@ class PruningSchedule:
         bounds = (0, *self.stages, self.num_layers)
         return tuple(
             Segment(first_layer=first, last_layer=end - 1)
-            for first, end in zip(bounds, bounds[1:], strict=False)
+            for first, end in itertools.pairwise(bounds)
         )

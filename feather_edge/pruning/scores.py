@@ -58,5 +58,6 @@ def attention_scores(
     key = np.repeat(rotate(keys.astype(np.float32), cos, sin), groups, axis=0)
     logits = (query @ key.transpose(0, 2, 1))[:, 0] / np.sqrt(queries.shape[-1]) + mask
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    probabilities: NDArray[np.float32] = weights / weights.sum(axis=-1, keepdims=True)
-    return probabilities.mean(axis=0, dtype=np.float32)
+    probabilities = weights / weights.sum(axis=-1, keepdims=True)
+    scores: NDArray[np.float32] = probabilities.mean(axis=0, dtype=np.float32)
+    return scores

@@ -21,7 +21,7 @@ ALWAYS = 1e4
 """Priority of a row that is kept whatever its score: text, the uniform grid."""
 
 NEVER = -1e4
-"""Priority of a row that goes first. Both are exact in float16 and far beyond any softmax score."""
+"""Priority of a row that goes first. Both are exact in float16 and far beyond any score."""
 
 
 def keep_count(num_tokens: int, keep_ratio: float) -> int:

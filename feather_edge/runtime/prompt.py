@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
-from tokenizers.processors import TemplateProcessing
 
 from feather_edge.checkpoint.reader import read_json_object
 from feather_edge.errors import CheckpointError, RequestError
@@ -226,7 +225,11 @@ def _read_optional(path: Path) -> dict[str, Any]:
 def _open_tokenizer(
     path: Path, config: dict[str, Any], special_tokens: dict[str, str]
 ) -> Tokenizer:
-    """Open tokenizer.json and apply what tokenizer_config.json changes about it."""
+    """Open tokenizer.json and apply what tokenizer_config.json changes about it.
+
+    Whether BOS and EOS go around a text is up to tokenizer.json alone: transformers 5 does not
+    look at add_bos_token and add_eos_token where that file exists.
+    """
     if not path.is_file():
         raise CheckpointError(
             f"{path} does not exist; a tokenizer in another form must be saved again with "
@@ -241,8 +244,6 @@ def _open_tokenizer(
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = bool(config.get("split_special_tokens", False))
     _add_tokens(tokenizer, config, special_tokens)
-    if "add_bos_token" in config or "add_eos_token" in config:
-        tokenizer.post_processor = _post_processor(tokenizer, config, special_tokens)
     return tokenizer
 
 
@@ -262,17 +263,6 @@ def _add_tokens(
     known |= {token.content for token in tokens}
     missing = [name for name in dict.fromkeys(named) if name is not None and name not in known]
     tokenizer.add_tokens([*tokens, *(AddedToken(name, special=True) for name in missing)])
-
-
-def _post_processor(
-    tokenizer: Tokenizer, config: dict[str, Any], special_tokens: dict[str, str]
-) -> TemplateProcessing:
-    """Return what puts BOS and EOS around a text, as tokenizer_config.json asks for."""
-    bos = special_tokens.get("bos_token") if config.get("add_bos_token") else None
-    eos = special_tokens.get("eos_token") if config.get("add_eos_token") else None
-    pieces = [piece for piece in (bos, "$A", eos) if piece is not None]
-    ids = [(token, tokenizer.token_to_id(token)) for token in (bos, eos) if token is not None]
-    return TemplateProcessing(single=pieces, pair=[*pieces, "$B:1"], special_tokens=ids)
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:

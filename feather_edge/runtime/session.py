@@ -1,14 +1,14 @@
 """A session: an opened bundle that answers questions about images.
 
-    with Session.open("bundle") as session:
-        for token in session.stream("kitchen.jpg", "where is the red cup?"):
-            print(token.text, end="")
+with Session.open("bundle") as session:
+for token in session.stream("kitchen.jpg", "where is the red cup?"):
+print(token.text, end="")
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from feather_edge.bundle import Bundle
 from feather_edge.checkpoint.reader import read_tensors
 from feather_edge.errors import BundleError, RequestError
 from feather_edge.graphs import EMBED_TOKENS_TENSOR
-from feather_edge.pruning import Layout, Pruning, VisualSpan
+from feather_edge.pruning import Layout, Pruning, VisualSpan, criterion
 from feather_edge.pruning.request import unpruned_reason
 from feather_edge.runtime.backends import Backend, create_backend
 from feather_edge.runtime.decoder import DecoderChain, PrunedStage
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from numpy.typing import NDArray
+    from typing_extensions import Self
 
     from feather_edge.runtime.preprocess import ImageSource
     from feather_edge.runtime.prompt import Message, StreamDecoder
@@ -55,11 +56,13 @@ class Session:
         self.last_result: Result | None = None
         self._backend = backend
         self._prompt = PromptFormatter.open(bundle.path, image_token_id=manifest.image.token_id)
-        self._vision = backend.open(bundle.path / bundle.vision_encoder.file, bundle.vision_encoder)
-        self._decoders = [
-            backend.open(bundle.path / graph.file, graph) for graph in bundle.decoders
-        ]
+        vision, *decoders = (
+            backend.open(bundle.path / graph.file, graph)
+            for graph in (bundle.vision_encoder, *bundle.decoders)
+        )
+        self._vision, self._decoders = vision, decoders
         self._embeddings = _open_embeddings(bundle)
+        self._is_open = True
 
     @classmethod
     def open(cls, bundle: str | Path | Bundle, *, backend: str | Backend = "auto") -> Session:
@@ -76,7 +79,7 @@ class Session:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         return cls(opened, create_backend(backend) if isinstance(backend, str) else backend)
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -88,9 +91,11 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Let go of graphs and weights."""
-        self._decoders = []
-        del self._vision, self._embeddings
+        """Let go of graphs and weights; a closed session cannot be used, but closed again."""
+        if self._is_open:
+            self._is_open = False
+            self._decoders = []
+            del self._vision, self._embeddings
 
     def generate(
         self,
@@ -132,6 +137,8 @@ class Session:
             RequestError: if an image, the prompt or an option cannot be used.
             BackendError: if a graph fails.
         """
+        if not self._is_open:
+            raise RequestError("the session is closed; open another with Session.open")
         watch = Stopwatch()
         pruning = self.pruning if pruning is None else pruning
         sampler = Sampler(Sampling() if sampling is None else sampling)
@@ -156,6 +163,8 @@ class Session:
             watch.token()
             if token_id in self.bundle.manifest.eos_token_ids:
                 answer.finish_reason = "stop"
+                if rest := answer.flush():  # text held back for a character to complete
+                    yield Token(token_id=token_id, text=rest)
                 break
             yield answer.add(token_id)
             if answer.is_full:
@@ -164,7 +173,9 @@ class Session:
         self.last_result = self._result(watch, layout, run, answer)
 
     def _pixels(self, images: ImageSource | Sequence[ImageSource]) -> NDArray[np.float32]:
-        several = images if isinstance(images, list | tuple) else [images]
+        several: Sequence[ImageSource] = (
+            images if isinstance(images, list | tuple) else [cast("ImageSource", images)]
+        )
         return preprocess([load_image(i) for i in several], self.bundle.manifest.image.preprocess)
 
     def _encode_prompt(
@@ -207,11 +218,11 @@ class Session:
 
     def _begin(self, layout: Layout, pruning: Pruning) -> _Run:
         schedule = self.bundle.schedule
+        if pruning.criterion != "none":
+            criterion(pruning.criterion)  # unknown is wrong also where nothing can be pruned
         reason = unpruned_reason(pruning, layout, len(schedule.stages))
         chain = DecoderChain(self._decoders, self.bundle.manifest, schedule, self._backend)
-        return _Run(
-            chain=chain, layout=layout, pruning=None if reason else pruning, reason=reason
-        )
+        return _Run(chain=chain, layout=layout, pruning=None if reason else pruning, reason=reason)
 
     def _result(self, watch: Stopwatch, layout: Layout, run: _Run, answer: _Answer) -> Result:
         return Result(
@@ -287,7 +298,14 @@ class _Answer:
         delta = self.decoder.step(token_id)
         self.token_ids.append(token_id)
         self.text += delta
+        if self.is_full:
+            delta += self.flush()
         return Token(token_id=token_id, text=delta)
+
+    def flush(self) -> str:
+        rest = self.decoder.flush()
+        self.text += rest
+        return rest
 
     @property
     def is_full(self) -> bool:

@@ -75,6 +75,10 @@ def test_a_documented_command_parses(
         command.make_context(arguments[0], arguments[1:])
 
 
+def test_cheap_commands_are_documented() -> None:
+    assert {"feather-edge doctor", "feather-edge recipes"} <= set(ALL_COMMANDS)
+
+
 @pytest.mark.parametrize("line", [line for line in ALL_COMMANDS if line.startswith(CHEAP)])
 def test_a_cheap_documented_command_runs(line: str, tmp_path: Path) -> None:
     _, *arguments = shlex.split(line, comments=True)

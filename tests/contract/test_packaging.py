@@ -127,8 +127,8 @@ def test_extras_are_the_promised_ones(info: Message) -> None:
 
 def test_base_requirements_stay_small(info: Message) -> None:
     assert requirements(info, None) == {
-        "click", "jinja2", "ml-dtypes", "msgspec", "numpy", "onnx", "onnx-ir", "pillow", "rich",
-        "safetensors", "tokenizers", "tomli",
+        "click", "jinja2", "ml-dtypes", "msgspec", "numpy", "onnx", "onnx-ir", "pillow",
+        "platformdirs", "rich", "safetensors", "tokenizers", "tomli",
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from feather_edge.export.operators import activation, attention, linear, rms_norm, rotary
+from feather_edge.export.operators import activation, linear
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -41,13 +41,13 @@ def decoder_layer(g: GraphBuilder, hidden: ir.Value, layer: int, text: TextConfi
     with g.scope(f"layers.{layer}"):
         with g.scope("self_attn"):
             norm_weight = g.weight(f"{prefix}.input_layernorm.weight", shape=(text.hidden_size,))
-            normed = rms_norm(g, hidden, norm_weight, eps=text.rms_norm_eps, name="norm")
+            normed = g.dialect.rms_norm(g, hidden, norm_weight, eps=text.rms_norm_eps, name="norm")
             query, key, value = _project_qkv(g, normed, f"{prefix}.self_attn", text)
             cos, sin = g.inputs["cos"], g.inputs["sin"]
             present_key = g.op(
                 "Concat",
                 g.inputs[f"past_key_values.{layer}.key"],
-                rotary(g, key, cos, sin, name="rotary_key"),
+                g.dialect.rotary(g, key, cos, sin, name="rotary_key"),
                 name="present_key",
                 axis=2,
             )  # [B, Hkv, T, Dh]
@@ -58,12 +58,14 @@ def decoder_layer(g: GraphBuilder, hidden: ir.Value, layer: int, text: TextConfi
                 name="present_value",
                 axis=2,
             )
-            attended = attention(
+            attended = g.dialect.attention(
                 g,
-                rotary(g, query, cos, sin, name="rotary_query"),
+                g.dialect.rotary(g, query, cos, sin, name="rotary_query"),
                 present_key,
                 present_value,
-                mask=g.inputs["attention_mask"],
+                g.inputs["attention_mask"],
+                heads=(text.num_attention_heads, text.num_key_value_heads),
+                head_dim=text.head_dim,
                 name="attention",
             )  # [B, H, S, Dh]
             merged = _merge_heads(g, attended, text)
@@ -72,6 +74,7 @@ def decoder_layer(g: GraphBuilder, hidden: ir.Value, layer: int, text: TextConfi
                 merged,
                 f"{prefix}.self_attn.o_proj",
                 in_size=text.num_attention_heads * text.head_dim,
+                out_sizes=(text.hidden_size,),
                 has_bias=text.output_bias,
                 name="o_proj",
             )
@@ -98,10 +101,9 @@ def attention_score(g: GraphBuilder, query: ir.Value, key: ir.Value, text: TextC
     groups = text.num_attention_heads // text.num_key_value_heads
     with g.scope("prune"):
         cos, sin = g.inputs["score_cos"], g.inputs["score_sin"]
-        if g.dtype != "float32":
-            query = g.op("Cast", query, name="query_float", to=1)
-            key = g.op("Cast", key, name="key_float", to=1)
-        last_query = rotary(
+        query = g.cast(query, "float32", name="query_float")
+        key = g.cast(key, "float32", name="key_float")
+        last_query = g.dialect.rotary(
             g,
             _last_row(g, query, axis=2, name="last_query"),
             _last_row(g, cos, axis=1, name="last_cos"),
@@ -114,7 +116,7 @@ def attention_score(g: GraphBuilder, query: ir.Value, key: ir.Value, text: TextC
             g.ints(0, text.num_key_value_heads, groups, text.head_dim),
             name="query_groups",
         )  # [B, Hkv, H/Hkv, Dh]
-        rotated = rotary(g, key, cos, sin, name="rotary_key")
+        rotated = g.dialect.rotary(g, key, cos, sin, name="rotary_key")
         keys = g.op("Transpose", rotated, name="keys", perm=[0, 1, 3, 2])  # [B, Hkv, Dh, S]
         scale = g.constant("score_scale", np.array(text.head_dim**-0.5, np.float32))
         logits = g.op("Mul", g.op("MatMul", grouped, keys, name="dot"), scale, name="logits")
@@ -130,11 +132,10 @@ def language_head(
     """Write the final norm and ``logits`` [B, 1, V], in float32, of the last position only."""
     last = g.op("Gather", hidden, g.constant("last", np.array(-1)), name="last_position", axis=1)
     norm_weight = g.weight("text.norm.weight", shape=(text.hidden_size,))
-    normed = rms_norm(g, last, norm_weight, eps=text.rms_norm_eps, name="norm")  # [B, D]
+    normed = g.dialect.rms_norm(g, last, norm_weight, eps=text.rms_norm_eps, name="norm")  # [B, D]
     logits = g.op("Gemm", normed, head_weight, name="lm_head", transB=1)  # [B, V]
-    if g.dtype != "float32":
-        logits = g.op("Cast", logits, name="logits_float", to=1)
-    return g.op("Unsqueeze", logits, g.ints(1), name="logits_position")
+    wide = g.cast(logits, "float32", name="logits_float")
+    return g.op("Unsqueeze", wide, g.ints(1), name="logits_position")
 
 
 def _project_qkv(
@@ -146,6 +147,7 @@ def _project_qkv(
         normed,
         *(f"{prefix}.{part}_proj" for part in "qkv"),
         in_size=text.hidden_size,
+        out_sizes=(heads * width, kv_heads * width, kv_heads * width),
         has_bias=text.attention_bias,
         name="qkv_proj",
     )  # [B, S, (H + 2 Hkv) Dh]
@@ -173,13 +175,14 @@ def _gated_mlp(g: GraphBuilder, hidden: ir.Value, prefix: str, text: TextConfig)
         norm_weight = g.weight(
             f"{prefix}.post_attention_layernorm.weight", shape=(text.hidden_size,)
         )
-        normed = rms_norm(g, hidden, norm_weight, eps=text.rms_norm_eps, name="norm")
+        normed = g.dialect.rms_norm(g, hidden, norm_weight, eps=text.rms_norm_eps, name="norm")
         gate, up = (
             linear(
                 g,
                 normed,
                 f"{prefix}.mlp.{part}",
                 in_size=text.hidden_size,
+                out_sizes=(text.intermediate_size,),
                 has_bias=text.mlp_bias,
                 name=part,
             )
@@ -191,6 +194,7 @@ def _gated_mlp(g: GraphBuilder, hidden: ir.Value, prefix: str, text: TextConfig)
             gated,
             f"{prefix}.mlp.down_proj",
             in_size=text.intermediate_size,
+            out_sizes=(text.hidden_size,),
             has_bias=text.mlp_bias,
             name="down_proj",
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from feather_edge.export.operators import activation, attention, linear
+from feather_edge.export.operators import activation, linear
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,9 +61,7 @@ def _embeddings(g: GraphBuilder, pixels: ir.Value, vision: VisionConfig) -> ir.V
             shape=(width, vision.num_channels, patch, patch),
         )
         bias = (
-            []
-            if is_clip
-            else [g.weight("vision.embeddings.patch_embedding.bias", shape=(width,))]
+            [] if is_clip else [g.weight("vision.embeddings.patch_embedding.bias", shape=(width,))]
         )
         strides = [patch, patch]
         grid = g.op("Conv", pixels, kernel, *bias, name="patch_embedding", strides=strides)
@@ -94,6 +92,7 @@ def _vision_layer(g: GraphBuilder, hidden: ir.Value, layer: int, vision: VisionC
                 normed,
                 *(f"{prefix}.self_attn.{part}_proj" for part in "qkv"),
                 in_size=width,
+                out_sizes=(width, width, width),
                 has_bias=True,
                 name="qkv_proj",
             )
@@ -106,12 +105,15 @@ def _vision_layer(g: GraphBuilder, hidden: ir.Value, layer: int, vision: VisionC
                 axis=-1,
             )
             heads = vision.num_attention_heads
-            attended = attention(g, query, key, value, num_heads=heads, name="attention")
+            attended = g.dialect.packed_attention(
+                g, query, key, value, num_heads=heads, head_dim=width // heads, name="attention"
+            )
             output = linear(
                 g,
                 attended,
                 f"{prefix}.self_attn.out_proj",
                 in_size=width,
+                out_sizes=(width,),
                 has_bias=True,
                 name="out_proj",
             )
@@ -119,7 +121,13 @@ def _vision_layer(g: GraphBuilder, hidden: ir.Value, layer: int, vision: VisionC
         with g.scope("mlp"):
             normed = layer_norm(g, hidden, f"{prefix}.layer_norm2", vision)
             wide = linear(
-                g, normed, f"{prefix}.mlp.fc1", in_size=width, has_bias=True, name="fc1"
+                g,
+                normed,
+                f"{prefix}.mlp.fc1",
+                in_size=width,
+                out_sizes=(vision.intermediate_size,),
+                has_bias=True,
+                name="fc1",
             )
             acted = activation(g, wide, vision.hidden_act, name="act")
             narrow = linear(
@@ -127,6 +135,7 @@ def _vision_layer(g: GraphBuilder, hidden: ir.Value, layer: int, vision: VisionC
                 acted,
                 f"{prefix}.mlp.fc2",
                 in_size=vision.intermediate_size,
+                out_sizes=(width,),
                 has_bias=True,
                 name="fc2",
             )

@@ -16,11 +16,13 @@ from feather_edge.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import onnx_ir as ir
+
     from feather_edge.checkpoint.config import TextConfig, VisionConfig
     from feather_edge.checkpoint.reader import Checkpoint
     from feather_edge.export.builder import GraphBuilder
     from feather_edge.export.weights import Weights
-    from feather_edge.graphs import GraphSpec
+    from feather_edge.graphs import DType, GraphSpec
     from feather_edge.manifest import ImageSpec
 
 FAMILIES = ("llava",)
@@ -38,15 +40,15 @@ class FamilyModel:
             ``lm_head.weight``.
         image: what the runtime must know of images: placeholder, grid, preprocessing.
         write_vision_encoder: writes the vision graph's nodes and closes it.
-        vision_spec: returns the contract of the vision graph for a dtype.
+        vision_spec: returns the contract of the vision graph for a dtype and opsets.
     """
 
     text: TextConfig
     vision: VisionConfig
     weights: Weights
     image: ImageSpec
-    write_vision_encoder: Callable[[GraphBuilder], object]
-    vision_spec: Callable[[str], GraphSpec]
+    write_vision_encoder: Callable[[GraphBuilder], ir.Model]
+    vision_spec: Callable[[DType, tuple[int, ...]], GraphSpec]
 
 
 def read_family(checkpoint: Checkpoint) -> FamilyModel:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from feather_edge.checkpoint.config import text_config, vision_config
+from feather_edge.checkpoint.preprocessing import read_preprocess_config
 from feather_edge.errors import CheckpointError, UnsupportedModelError
 from feather_edge.export.blocks.vision import vision_tower
 from feather_edge.export.families import FamilyModel
@@ -18,16 +19,15 @@ from feather_edge.export.operators import activation, linear
 from feather_edge.export.weights import Weights
 from feather_edge.graphs import vision_encoder_spec
 from feather_edge.manifest import ImageSpec
-from feather_edge.runtime.preprocess import read_preprocess_config
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from feather_edge.checkpoint.config import TextConfig, VisionConfig
+    from feather_edge.checkpoint.preprocessing import PreprocessConfig
     from feather_edge.checkpoint.reader import Checkpoint
     from feather_edge.export.builder import GraphBuilder
     from feather_edge.graphs import DType, GraphSpec
-    from feather_edge.runtime.preprocess import PreprocessConfig
 
 PREFIXES = (
     # transformers up to 4.51 and 5.x save the first form, 4.52 to 4.57 the second.
@@ -78,12 +78,15 @@ def read(checkpoint: Checkpoint) -> FamilyModel:
     )
 
 
-def _vision_spec(vision: VisionConfig, text: TextConfig, dtype: DType) -> GraphSpec:
+def _vision_spec(
+    vision: VisionConfig, text: TextConfig, dtype: DType, opsets: tuple[int, ...]
+) -> GraphSpec:
     return vision_encoder_spec(
         num_channels=vision.num_channels,
         image_size=(vision.image_size, vision.image_size),
         hidden_size=text.hidden_size,
         dtype=dtype,
+        opsets=opsets,
     )
 
 
@@ -97,14 +100,17 @@ def _write_vision_encoder(
 ) -> ir.Model:
     states = vision_tower(g, g.inputs["pixel_values"], vision, feature_layers=feature_layers)
     features = (
-        states[0]
-        if len(states) == 1
-        else g.op("Concat", *states, name="feature_layers", axis=-1)
+        states[0] if len(states) == 1 else g.op("Concat", *states, name="feature_layers", axis=-1)
     )
     if vision.model_type == "clip_vision_model":
         num_patches = (vision.image_size // vision.patch_size) ** 2
         features = g.op(
-            "Slice", features, g.ints(1), g.ints(1 + num_patches), g.ints(1), name="drop_class_token"
+            "Slice",
+            features,
+            g.ints(1),
+            g.ints(1 + num_patches),
+            g.ints(1),
+            name="drop_class_token",
         )
     with g.scope("projector"):
         has_bias = raw.get("multimodal_projector_bias", True)
@@ -113,6 +119,7 @@ def _write_vision_encoder(
             features,
             "projector.linear_1",
             in_size=vision.hidden_size * len(feature_layers),
+            out_sizes=(text.hidden_size,),
             has_bias=has_bias,
             name="linear_1",
         )
@@ -122,6 +129,7 @@ def _write_vision_encoder(
             hidden,
             "projector.linear_2",
             in_size=text.hidden_size,
+            out_sizes=(text.hidden_size,),
             has_bias=has_bias,
             name="linear_2",
         )  # [N, V, D]

@@ -54,9 +54,7 @@ class Feather:
             for span, alive in enumerate(grids):
                 grid[layout.rows(span)[alive]] = True
             zeros = [np.zeros(len(layout.rows(span))) for span in range(len(layout.spans))]
-            return StagePlan(
-                quotas=tuple(quotas), priority=row_priority(layout, zeros), grid=grid
-            )
+            return StagePlan(quotas=tuple(quotas), priority=row_priority(layout, zeros), grid=grid)
         if len(pruning.keep_ratio) == 1:
             quotas = [
                 union_size_if_independent(span.num_tokens, quota, len(grid))

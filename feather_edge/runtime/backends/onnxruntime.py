@@ -66,9 +66,7 @@ class OnnxRuntimeBackend(Backend):
                 os.fspath(file), sess_options=self._options, providers=providers
             )
         except Exception as error:
-            raise BackendError(
-                f"onnxruntime cannot load {file}: {_first_line(error)}"
-            ) from error
+            raise BackendError(f"onnxruntime cannot load {file}: {_first_line(error)}") from error
         return _OnnxRuntimeGraph(session, spec, self.device)
 
     def upload(self, array: NDArray[np.generic]) -> Tensor:
@@ -82,7 +80,7 @@ class OnnxRuntimeBackend(Backend):
 
 
 class _OnnxRuntimeGraph(Graph):
-    def __init__(self, session: Any, spec: GraphSpec, device: str) -> None:  # noqa: ANN401
+    def __init__(self, session: Any, spec: GraphSpec, device: str) -> None:
         self._session = session
         self._spec = spec
         self._device = device

@@ -1,0 +1,39 @@
+"""Boxes that a model answers with, and how well two of them agree."""
+
+from __future__ import annotations
+
+import re
+
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in pixels."""
+
+_LOCATION_TOKEN = re.compile(r"<loc_?(\d+)>")
+
+
+def parse_location_tokens(text: str, *, num_bins: int, image_size: tuple[int, int]) -> Box | None:
+    """Return the box that an answer names, or None if it is not exactly four location tokens.
+
+    Args:
+        text: such as ``<loc_03><loc_10><loc_08><loc_15>``: x0, y0, x1, y1 as bin numbers.
+        num_bins: bins that each axis is divided into; a token stands for the middle of its bin.
+        image_size: (height, width) in pixels of the image that the bins divide.
+    """
+    bins = [int(number) for number in _LOCATION_TOKEN.findall(text)]
+    if len(bins) != 4 or _LOCATION_TOKEN.sub("", text).strip():
+        return None
+    height, width = image_size
+    x0, y0, x1, y1 = ((number + 0.5) / num_bins for number in bins)
+    return (x0 * width, y0 * height, x1 * width, y1 * height)
+
+
+def intersection_over_union(first: Box, second: Box) -> float:
+    """Return the area two boxes share by the area they cover; 0 for an empty or inverted box."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    shared = max(0.0, width) * max(0.0, height)
+    covered = _area(first) + _area(second) - shared
+    return shared / covered if covered > 0 else 0.0
+
+
+def _area(box: Box) -> float:
+    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])

@@ -1,0 +1,45 @@
+"""One decoder segment: its layers, then its end, which is the prune op or the language head."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from feather_edge.export.blocks.decoder import attention_score, decoder_layer, language_head
+from feather_edge.export.embeddings import head_weight
+from feather_edge.export.prune_op import top_k_uniform_gather
+from feather_edge.graphs import cache_names
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+    from feather_edge.export.builder import GraphBuilder
+    from feather_edge.export.families import FamilyModel
+    from feather_edge.pruning.schedule import Segment
+
+
+def write_segment(g: GraphBuilder, segment: Segment, model: FamilyModel, folder: Path) -> ir.Model:
+    """Write the nodes of ``segment`` and close its graph.
+
+    Args:
+        g: a builder with the segment's contract.
+        segment: which layers.
+        model: the checkpoint.
+        folder: the bundle that is being written; a tied head refers to its embeddings.
+    """
+    hidden = g.inputs["inputs_embeds" if segment.first_layer == 0 else "hidden_states"]
+    caches: list[ir.Value] = []
+    for layer in segment.layers:
+        output = decoder_layer(g, hidden, layer, model.text)
+        hidden = output.hidden
+        caches += [output.present_key, output.present_value]
+    outputs = dict(zip(cache_names("present", segment.layers), caches, strict=True))
+    if segment.last_layer == model.text.num_layers - 1:
+        head = head_weight(g, folder, model)
+        outputs["logits"] = language_head(g, hidden, head, model.text)
+    else:
+        # The score is the last layer's own: its normalised input, its q and k before rotary.
+        scores = attention_score(g, output.raw_query, output.raw_key, model.text)
+        outputs |= top_k_uniform_gather(g, scores, hidden)
+    return g.model(outputs)

@@ -1,0 +1,279 @@
+"""A pruned LLaVA run on transformers' own modules: the reference of the parity tests.
+
+It shares no code with the package. Decoder layers of transformers run one by one, eager attention,
+float32; hooks catch the queries and keys before rotary embedding; between layers the reference
+itself drops hidden states, positions and masks. Slow and obvious.
+
+Letters: S rows still alive, V visual tokens of the prompt, D width, H query heads, Dh head width.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import transformers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import numpy as np
+
+__all__ = ["ReferenceLlava", "ReferencePruning", "ReferenceRun", "ReferenceStage"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferencePruning:
+    """What to prune, in the paper's terms.
+
+    Attributes:
+        stages: decoder layers before which tokens are dropped.
+        keep_ratio: 1 - R. One value is the method's own parameter, several are shares of V.
+    """
+
+    method: Literal["feather", "fastv", "fastv-full"] = "feather"
+    selection: Literal["fill", "union"] = "fill"
+    stages: tuple[int, ...]
+    keep_ratio: tuple[float, ...] = (0.3,)
+    stride: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceStage:
+    """What one stage kept.
+
+    Attributes:
+        kept: ascending indices into the prompt's visual tokens.
+        scores: score of every visual token that entered the stage, by its index.
+        cut_gap: smallest difference in score, over the images, between the last token that was
+            kept for its rank and the first that was dropped; infinite if none was dropped.
+    """
+
+    before_layer: int
+    kept: list[int]
+    scores: dict[int, float]
+    cut_gap: float
+
+
+@dataclass(kw_only=True)
+class ReferenceRun:
+    """Greedy tokens, the logits [V] each was chosen from, and the stages of the prefill."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logits: list[np.ndarray] = field(default_factory=list)
+    stages: list[ReferenceStage] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class _Rows:
+    """Rows alive: hidden [1,S,D], positions [1,S] in the prompt, visual index of each or -1."""
+
+    hidden: torch.Tensor
+    positions: torch.Tensor
+    visual: torch.Tensor
+
+
+class ReferenceLlava:
+    """A LLaVA checkpoint in float32, run layer by layer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = transformers.LlavaForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        self.processor = transformers.AutoProcessor.from_pretrained(folder)
+        self.decoder = self.model.model.language_model
+        config = self.model.config.vision_config
+        self.grid_side = config.image_size // config.patch_size
+
+    def prepare(self, images: list[Any], prompt: str) -> dict[str, torch.Tensor]:
+        """Return input_ids [1,S] and, with images, pixel_values [N,3,H,W] of one user turn."""
+        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": prompt}]
+        text = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        has_bos = text.startswith(self.processor.tokenizer.bos_token or "\0")
+        return dict(
+            self.processor(
+                images=images or None,
+                text=text,
+                return_tensors="pt",
+                add_special_tokens=not has_bos,
+            )
+        )
+
+    @torch.no_grad()
+    def run(
+        self,
+        inputs: dict[str, torch.Tensor],
+        pruning: ReferencePruning | None,
+        *,
+        max_new_tokens: int,
+        stop_at_end: bool = True,
+    ) -> ReferenceRun:
+        """Prefill with pruning, then decode greedily; the end token is not part of the answer."""
+        run = ReferenceRun()
+        cache = transformers.DynamicCache()
+        rows = self._embed(inputs)
+        length = rows.hidden.shape[1]
+        captured: dict[str, torch.Tensor] = {}
+        for layer in range(len(self.decoder.layers)):
+            if pruning is not None and layer in pruning.stages:
+                rows, stage = self._prune(rows, captured, pruning, layer)
+                run.stages.append(stage)
+            with self._captured_projections(layer) as captured:
+                rows.hidden = self._layer(layer, rows.hidden, rows.positions, cache)
+        run.logits.append(self._logits(rows.hidden))
+        end = self.model.generation_config.eos_token_id if stop_at_end else None
+        while (token := int(run.logits[-1].argmax())) != end:
+            run.token_ids.append(token)
+            if len(run.token_ids) == max_new_tokens:
+                break
+            position = length + len(run.token_ids) - 1  # as if nothing had been pruned
+            run.logits.append(self._decode(token, position, cache))
+        return run
+
+    def _embed(self, inputs: dict[str, torch.Tensor]) -> _Rows:
+        ids = inputs["input_ids"]
+        embeds = self.model.get_input_embeddings()(ids)
+        is_visual = ids[0] == self.model.config.image_token_id
+        if "pixel_values" in inputs:
+            config = self.model.config
+            features = self.model.model.get_image_features(
+                inputs["pixel_values"],
+                vision_feature_layer=config.vision_feature_layer,
+                vision_feature_select_strategy=config.vision_feature_select_strategy,
+            ).pooler_output
+            embeds[0, is_visual] = torch.cat(list(features))
+        visual = torch.where(is_visual, is_visual.cumsum(0) - 1, -1)
+        return _Rows(hidden=embeds, positions=torch.arange(ids.shape[1])[None], visual=visual)
+
+    def _layer(
+        self, layer: int, hidden: torch.Tensor, positions: torch.Tensor, cache: Any
+    ) -> torch.Tensor:
+        past = cache.get_seq_length(layer)
+        slots = torch.arange(past + hidden.shape[1])
+        visible = slots[None, :] <= slots[past:, None]
+        mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min)[None, None]
+        output = self.decoder.layers[layer](
+            hidden,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            position_embeddings=self.decoder.rotary_emb(hidden, position_ids=positions),
+        )
+        return output[0] if isinstance(output, tuple) else output
+
+    def _logits(self, hidden: torch.Tensor) -> np.ndarray:
+        return self.model.lm_head(self.decoder.norm(hidden[:, -1:]))[0, -1].numpy()
+
+    def _decode(self, token: int, position: int, cache: Any) -> np.ndarray:
+        hidden = self.model.get_input_embeddings()(torch.tensor([[token]]))
+        positions = torch.tensor([[position]])
+        for layer in range(len(self.decoder.layers)):
+            hidden = self._layer(layer, hidden, positions, cache)
+        return self._logits(hidden)
+
+    @contextmanager
+    def _captured_projections(self, layer: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Catch the outputs of q_proj and k_proj [S, heads * Dh] while the layer runs."""
+        captured: dict[str, torch.Tensor] = {}
+        attention = self.decoder.layers[layer].self_attn
+        hooks = [
+            getattr(attention, name).register_forward_hook(
+                lambda _module, _args, output, name=name: captured.__setitem__(name, output[0])
+            )
+            for name in ("q_proj", "k_proj")
+        ]
+        yield captured
+        for hook in hooks:
+            hook.remove()
+
+    def _scores(
+        self, rows: _Rows, captured: dict[str, torch.Tensor], method: str, layer: int
+    ) -> torch.Tensor:
+        """Attention [S] of the last row, mean over heads; zero where the softmax does not look."""
+        attention = self.decoder.layers[layer].self_attn
+        query = captured["q_proj"].unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
+        key = captured["k_proj"].unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
+        if method != "feather":
+            rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+            cos, sin = self.decoder.rotary_emb(rows.hidden, position_ids=rows.positions)
+            query, key = (x[0] for x in rotate(query[None], key[None], cos, sin))
+        key = key.repeat_interleave(len(query) // len(key), dim=0)
+        domain = torch.arange(len(rows.visual))
+        if method != "fastv-full":
+            domain = domain[rows.visual >= 0]
+        logits = (key[:, domain] @ query[:, -1, :, None])[..., 0] / math.sqrt(attention.head_dim)
+        scores = torch.zeros(len(rows.visual))
+        scores[domain] = logits.softmax(dim=-1).mean(dim=0)
+        return scores
+
+    def _prune(
+        self,
+        rows: _Rows,
+        captured: dict[str, torch.Tensor],
+        pruning: ReferencePruning,
+        layer: int,
+    ) -> tuple[_Rows, ReferenceStage]:
+        by_row = self._scores(rows, captured, pruning.method, layer - 1)
+        scores = {int(v): float(s) for v, s in zip(rows.visual, by_row, strict=True) if v >= 0}
+        per_image = self.grid_side**2
+        kept: list[int] = []
+        gaps = [math.inf]
+        for image in range((max(scores, default=-1) // per_image) + 1):
+            first = image * per_image
+            alive = {v - first: s for v, s in scores.items() if first <= v < first + per_image}
+            chosen, gap = self._choose(alive, pruning, pruning.stages.index(layer))
+            kept += [first + place for place in chosen]
+            gaps.append(gap)
+        keep_rows = [row for row, v in enumerate(rows.visual.tolist()) if v < 0 or v in set(kept)]
+        stage = ReferenceStage(
+            before_layer=layer, kept=sorted(kept), scores=scores, cut_gap=min(gaps)
+        )
+        pruned = _Rows(
+            hidden=rows.hidden[:, keep_rows],
+            positions=rows.positions[:, keep_rows],
+            visual=rows.visual[keep_rows],
+        )
+        return pruned, stage
+
+    def _choose(
+        self, alive: dict[int, float], pruning: ReferencePruning, stage: int
+    ) -> tuple[list[int], float]:
+        """Choose among one image's tokens, raster place -> score; return places and the gap."""
+        side, total = self.grid_side, self.grid_side**2
+        ratios = pruning.keep_ratio
+        ratio = ratios[0] if len(ratios) == 1 else ratios[stage]
+        count = max(1, math.floor(ratio * total + 1e-6))
+        if pruning.method != "feather":
+            return _best(alive, min(count, len(alive)))
+        if stage > 0:
+            if len(ratios) == 1:
+                count = max(1, math.floor(ratio**2 * len(alive) + 1e-6))
+            return _best(alive, min(count, len(alive)))
+        steps = range(0, side, pruning.stride) if pruning.stride else ()
+        grid = {y * side + x for y in steps for x in steps}
+        if pruning.selection == "union":
+            best, gap = _best(alive, count)
+            return sorted({*best, *grid}), gap
+        if len(ratios) == 1:  # as many as the union has on average
+            count = min(total, round(count + len(grid) * (1 - count / total)))
+        if count <= len(grid):
+            return _best({place: alive[place] for place in grid}, count)
+        rest = {place: score for place, score in alive.items() if place not in grid}
+        best, gap = _best(rest, count - len(grid))
+        return sorted({*best, *grid}), gap
+
+
+def _best(scores: dict[int, float], count: int) -> tuple[list[int], float]:
+    """Return the ``count`` best places, ascending, and how much better the last one is."""
+    order = sorted(scores, key=lambda place: (-scores[place], place))
+    if count >= len(order):
+        return sorted(order), math.inf
+    return sorted(order[:count]), scores[order[count - 1]] - scores[order[count]]

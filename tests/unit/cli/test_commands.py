@@ -1,0 +1,365 @@
+"""What each command hands to its main function, and what it prints of the answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from feather_edge.cli import main
+from feather_edge.errors import CheckpointError
+from feather_edge.export import pipeline
+from feather_edge.pruning import Pruning
+from feather_edge.recipes import ExportRecipe, load_recipe
+from feather_edge.runtime.sampling import Sampling
+from feather_edge.runtime.session import Session
+
+PICTURE = b"bytes of a picture"
+
+
+@pytest.fixture
+def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "a.png").write_bytes(PICTURE)
+    return CliRunner()
+
+
+def succeed(runner: CliRunner, *arguments: str, **options: Any) -> str:
+    result = runner.invoke(main, arguments, catch_exceptions=False, **options)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    return result.stdout
+
+
+# export
+
+
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
+    """What `export` was called with."""
+    calls = []
+
+    def export(
+        checkpoint: Path, output: Path, recipe: ExportRecipe, *, force: bool, on_progress: object
+    ) -> SimpleNamespace:
+        calls.append(SimpleNamespace(**locals()))
+        stages = recipe.stages or ()
+        files = {"a": SimpleNamespace(num_bytes=2**20), "b": SimpleNamespace(num_bytes=2**19)}
+        return SimpleNamespace(
+            manifest=SimpleNamespace(recipe=recipe, files=files),
+            schedule=SimpleNamespace(stages=stages),
+        )
+
+    monkeypatch.setattr(pipeline, "export", export)
+    return calls
+
+
+def test_export_takes_the_paper_s_recipe(
+    runner: CliRunner, exported: list[SimpleNamespace]
+) -> None:
+    out = succeed(runner, "export", "checkpoint", "-o", "b")
+    (call,) = exported
+    assert (call.checkpoint, call.output) == (Path("checkpoint"), Path("b"))
+    assert call.recipe == load_recipe("feather")
+    assert (call.force, call.on_progress) == (False, None)
+    assert out == "b: 1.5 MiB, prunes before layers: none\n"
+
+
+def test_export_options_beat_the_recipe(
+    runner: CliRunner, exported: list[SimpleNamespace]
+) -> None:
+    line = (
+        "export checkpoint --output b --recipe fastv --stages 4,6 --prune uniform "
+        "--keep-ratio 0.5,0.25 --stride 2 --selection union --precision fp16 --seed 9 --force"
+    )
+    out = succeed(runner, *line.split())
+    (call,) = exported
+    assert call.recipe == ExportRecipe(
+        stages=(4, 6), prune="uniform", keep_ratio=(0.5, 0.25), stride=2, selection="union",
+        precision="fp16", seed=9,
+    )  # fmt: skip
+    assert call.force
+    assert out == "b: 1.5 MiB, prunes before layers: 4, 6\n"
+
+
+def test_export_keeps_what_the_recipe_says(
+    runner: CliRunner, exported: list[SimpleNamespace], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.toml").write_text("stages = [3]\nkeep_ratio = [0.4]\nseed = 5\n")
+    succeed(runner, "export", "checkpoint", "-o", "b", "--recipe", "mine.toml", "--seed", "0")
+    assert exported[0].recipe == ExportRecipe(stages=(3,), keep_ratio=(0.4,), seed=0)
+
+
+def test_export_unsplit(runner: CliRunner, exported: list[SimpleNamespace]) -> None:
+    succeed(runner, "export", "checkpoint", "-o", "b", "--stages", "none")
+    assert exported[0].recipe.stages == ()
+
+
+def test_export_of_the_shipped_model_takes_its_own_recipe(
+    runner: CliRunner, exported: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("feather_edge.checkpoint.resolve_checkpoint", Path)
+    succeed(runner, "export", "demo", "-o", "b")
+    assert exported[0].recipe == load_recipe("scene-vlm")
+
+
+def test_export_json(runner: CliRunner, exported: list[SimpleNamespace]) -> None:
+    out = succeed(runner, "export", "checkpoint", "-o", "b", "--stages", "4,6", "--json")
+    document = json.loads(out)
+    assert document["bundle"] == "b"
+    assert document["num_bytes"] == 1572864
+    assert document["recipe"]["stages"] == [4, 6]
+
+
+def test_export_checks_options_before_it_looks_for_the_checkpoint(
+    runner: CliRunner, exported: list[SimpleNamespace]
+) -> None:
+    result = runner.invoke(main, ["export", "no-folder", "-o", "b", "--keep-ratio", "0.2,0.5"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: keep_ratio [0.2, 0.5] grows;")
+
+
+def test_export_of_nothing_is_one_line(runner: CliRunner, exported: list[SimpleNamespace]) -> None:
+    result = runner.invoke(main, ["export", "no-folder", "-o", "b"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: checkpoint 'no-folder' does not exist;")
+    assert exported == []
+
+
+def test_export_draws_progress_on_a_terminal_only(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from feather_edge.cli import _progress
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(_progress.sys.stderr, "isatty", lambda: True, raising=False)
+    with _progress.progress_bar() as draw:
+        assert draw is not None
+        draw("decoder_0", 512, 1024)
+    assert capfd.readouterr().out == ""
+    monkeypatch.setattr(_progress.sys.stderr, "isatty", lambda: False, raising=False)
+    with _progress.progress_bar() as draw:
+        assert draw is None
+
+
+# run
+
+
+class FakeSession:
+    """Answers "red cup", and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.bundle = SimpleNamespace(path=Path("b"), schedule=SimpleNamespace(stages=(4, 6)))
+        self.pruning = Pruning(keep_ratio=(0.5, 0.25), stride=2, seed=4)
+        self.asked: dict[str, Any] = {}
+        self.opened: tuple[Path, str] | None = None
+        self.closed = False
+
+    def __enter__(self) -> FakeSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+    def open(self, bundle: Path, *, backend: str) -> FakeSession:
+        self.opened = (bundle, backend)
+        return self
+
+    def stream(self, images: list[Any], prompt: str, **options: Any) -> Any:
+        self.asked = {"images": images, "prompt": prompt, **options}
+        yield from (SimpleNamespace(text=text) for text in ("red", " cup"))
+
+    def generate(self, images: list[Any], prompt: str, **options: Any) -> SimpleNamespace:
+        text = "".join(token.text for token in self.stream(images, prompt, **options))
+        return SimpleNamespace(to_dict=lambda: {"text": text, "stages": []})
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> FakeSession:
+    fake = FakeSession()
+    monkeypatch.setattr(Session, "open", fake.open)
+    return fake
+
+
+ASK = ("run", "b", "--image", "a.png", "--prompt", "what is it?")
+
+
+def test_run_streams_the_answer(runner: CliRunner, session: FakeSession) -> None:
+    assert succeed(runner, *ASK) == "red cup\n"
+    assert session.opened == (Path("b"), "auto")
+    assert session.closed
+    assert session.asked == {
+        "images": [Path("a.png")],
+        "prompt": "what is it?",
+        "pruning": session.pruning,
+        "sampling": Sampling(),
+        "max_new_tokens": None,
+    }
+
+
+def test_run_lays_options_over_the_bundle_s(runner: CliRunner, session: FakeSession) -> None:
+    line = (
+        "--prune fastv-full --keep-ratio 0.4 --selection union --seed 0 --temperature 0.5 "
+        "--top-p 0.9 --max-new-tokens 7 --backend onnxruntime --stages 4,6"
+    )
+    succeed(runner, *ASK, *line.split())
+    assert session.opened == (Path("b"), "onnxruntime")
+    assert session.asked["pruning"] == Pruning(
+        criterion="fastv-full", keep_ratio=(0.4,), stride=2, selection="union", seed=0
+    )
+    assert session.asked["sampling"] == Sampling(temperature=0.5, top_p=0.9, seed=0)
+    assert session.asked["max_new_tokens"] == 7
+
+
+def test_run_json_is_the_record(runner: CliRunner, session: FakeSession) -> None:
+    assert json.loads(succeed(runner, *ASK, "--json")) == {"text": "red cup", "stages": []}
+
+
+def test_run_reads_pictures_from_files_and_a_pipe(runner: CliRunner, session: FakeSession) -> None:
+    succeed(runner, *ASK, "--image", "-", input=b"piped")
+    assert session.asked["images"] == [Path("a.png"), b"piped"]
+
+
+def test_run_refuses_other_stages(runner: CliRunner, session: FakeSession) -> None:
+    result = runner.invoke(main, [*ASK, "--stages", "2"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: b prunes before layers 4,6, which its export fixed;")
+    assert session.closed
+
+
+# inspect and doctor: reports of plain values
+
+
+def test_inspect_of_nothing_is_one_line(runner: CliRunner) -> None:
+    result = runner.invoke(main, ["inspect", "b"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: b is not a bundle")
+    assert result.stderr.count("\n") == 1
+
+
+REPORT = SimpleNamespace(
+    version="0.1.0", python="3.11", platform="Linux, aarch64, glibc 2.35, 6 cores, Jetson Orin",
+    packages={"numpy": "2.0", "openvino": None},
+    backends=(
+        SimpleNamespace(
+            name="onnxruntime", device="cuda", state="missing",
+            remedy="pip install 'feather-edge[gpu]'",
+        ),
+        SimpleNamespace(name="fake", device="none", state="works", remedy=None),
+    ),
+    notes=("two builds",),
+)  # fmt: skip
+
+
+def test_doctor(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feather_edge.doctor.examine", lambda: REPORT)
+    assert succeed(runner, "doctor").splitlines() == [
+        "feather-edge 0.1.0, Python 3.11, Linux, aarch64, glibc 2.35, 6 cores, Jetson Orin",
+        "",
+        "onnxruntime     cuda      missing   pip install 'feather-edge[gpu]'",
+        "fake            none      works",
+        "",
+        "numpy               2.0",
+        "openvino            -",
+        "",
+        "Note: two builds",
+    ]
+
+
+def test_doctor_json(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feather_edge.doctor._probe", lambda _: None)
+    document = json.loads(succeed(runner, "doctor", "--json"))
+    assert set(document) == {"version", "python", "platform", "packages", "backends", "notes"}
+    assert document["backends"][0] == {
+        "name": "onnxruntime", "device": "cpu", "state": "works", "remedy": None,
+    }  # fmt: skip
+
+
+# recipes
+
+
+def test_recipes_lists_all(runner: CliRunner) -> None:
+    out = succeed(runner, "recipes")
+    assert [line for line in out.splitlines() if line.startswith("# ") and ":" not in line] == [
+        "# fastv", "# feather", "# scene-vlm", "# unpruned",
+    ]  # fmt: skip
+
+
+def test_recipes_shows_one_with_every_key(runner: CliRunner) -> None:
+    assert succeed(runner, "recipes", "fastv").splitlines() == [
+        "stages = [2]",
+        'prune = "fastv-full"',
+        "keep_ratio = [0.5]",
+        "stride = 3",
+        'selection = "fill"',
+        'precision = "fp32"',
+        "seed = 0",
+    ]
+
+
+def test_recipes_json(runner: CliRunner) -> None:
+    assert json.loads(succeed(runner, "recipes", "unpruned", "--json"))["stages"] == []
+    assert set(json.loads(succeed(runner, "recipes", "--json"))) == {
+        "fastv", "feather", "scene-vlm", "unpruned",
+    }  # fmt: skip
+
+
+def test_recipes_checks_a_file(runner: CliRunner, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("ratio = 1")
+    result = runner.invoke(main, ["recipes", "mine.toml"])
+    assert result.exit_code == 1
+    assert "key 'ratio' is unknown (did you mean 'keep_ratio'?)" in result.stderr
+
+
+# demo
+
+
+def test_demo(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(box: tuple[float, ...] | None, iou: float, *kept: int) -> SimpleNamespace:
+        stages = [SimpleNamespace(num_kept=count) for count in kept]
+        result = SimpleNamespace(stages=stages, text="a tree")
+        return SimpleNamespace(result=result, box=box, iou=iou, ttft_ms=9.5, prefill_ms=4.25)
+
+    scene = SimpleNamespace(
+        file="00.png", question="where is it?", box=(1.0, 2.0, 30.0, 40.0),
+        unpruned=answer((1.0, 2.0, 31.0, 40.0), 0.97), pruned=answer(None, 0.0, 98, 49),
+    )  # fmt: skip
+    report = SimpleNamespace(
+        bundle=Path("cache/demo"), picture=Path("x.png"), num_visual_tokens=196,
+        prefill_ratio=0.61, scenes=(scene,), to_dict=lambda: {"prefill_ratio": 0.61},
+    )  # fmt: skip
+    calls: list[dict[str, Any]] = []
+
+    def run_demo(**options: Any) -> SimpleNamespace:
+        calls.append(options)
+        return report
+
+    monkeypatch.setattr("feather_edge.demo.run_demo", run_demo)
+    lines = [line.rstrip() for line in succeed(runner, "demo", "-o", "x.png").splitlines()]
+    assert calls == [{"output": Path("x.png"), "backend": "auto", "on_progress": None}]
+    assert lines[0] == "00.png: where is it? It is at 1, 2, 30, 40."
+    assert lines[2].split() == ["196", "1,", "2,", "31,", "40", "0.97", "4.25", "9.50"]
+    assert lines[3].split() == ["196", ">", "98", ">", "49", "a", "tree", "0.00", "4.25", "9.50"]
+    assert lines[-3:] == [
+        "prefill takes 0.61 of its unpruned time (median)",
+        "bundle: cache/demo",
+        "picture of the kept tokens: x.png",
+    ]
+    assert json.loads(succeed(runner, "demo", "--json")) == {"prefill_ratio": 0.61}
+
+
+def test_errors_of_the_main_function_reach_the_user(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise CheckpointError("config.json is cut off; fetch it again")
+
+    monkeypatch.setattr(pipeline, "export", fail)
+    result = runner.invoke(main, ["export", "checkpoint", "-o", "b"])
+    assert result.exit_code == 1
+    assert result.stderr == "Error: config.json is cut off; fetch it again\n"

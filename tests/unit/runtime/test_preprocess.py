@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.image_processors import PROCESSORS, raw_config
+from transformers.image_utils import load_image as reference_load_image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from feather_edge.checkpoint.preprocessing import preprocess_config
+from feather_edge.errors import RequestError
+from feather_edge.runtime import preprocess as module
+from feather_edge.runtime.preprocess import load_image, model_view, preprocess
+
+
+def noise(width, height, mode="RGB", *, seed=0):
+    """An image of random pixels."""
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    shape = (height, width, bands) if bands > 1 else (height, width)
+    random = np.random.default_rng(seed)
+    return Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8))
+
+
+def transparent_palette():
+    image = noise(33, 21).convert("P")
+    image.info["transparency"] = 3
+    return image
+
+
+IMAGES = {
+    "1x1": noise(1, 1),
+    "panorama": noise(300, 20),
+    "tower": noise(7, 111),
+    "odd": noise(29, 31),
+    "grayscale": noise(40, 33, "L"),
+    "alpha": noise(50, 41, "RGBA"),
+    "grayscale-alpha": noise(30, 20, "RGBA").convert("LA"),
+    "palette": noise(64, 48).convert("P"),
+    "transparent-palette": transparent_palette(),
+    "16-bit": Image.fromarray(
+        np.random.default_rng(0).integers(0, 600, (30, 40), dtype=np.uint16)
+    ),
+    "1-bit": noise(20, 20).convert("1"),
+    "cmyk": noise(20, 24).convert("CMYK"),
+}
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_pixels_are_those_of_transformers(processor):
+    reference = PROCESSORS[processor]
+    config = preprocess_config(raw_config(reference))
+    for kind, image in IMAGES.items():
+        expected = reference(image, return_tensors="np")["pixel_values"]
+        actual = preprocess([image], config)
+        assert actual.dtype == np.float32
+        assert actual.shape == (1, 3, *config.output_size)
+        np.testing.assert_array_equal(actual, expected, err_msg=kind)
+
+
+def test_several_images_and_none():
+    config = preprocess_config(raw_config(PROCESSORS["clip-small"]))
+    images = [IMAGES["odd"], IMAGES["panorama"]]
+    pixels = preprocess(images, config)
+    assert pixels.shape == (2, 3, 28, 28)
+    np.testing.assert_array_equal(pixels[1:], preprocess(images[1:], config))
+    assert preprocess([], config).shape == (0, 3, 28, 28)
+
+
+def test_an_elongated_image_is_refused_before_it_fills_the_memory():
+    config = preprocess_config(raw_config(PROCESSORS["clip"]))
+    with pytest.raises(RequestError) as error:
+        preprocess([Image.new("L", (3000, 1))], config)
+    assert str(error.value) == (
+        "image of 3000 x 1 pixels, resized for the model, has 672000 x 224 pixels; at most "
+        "67108864 are allowed: scale it down or crop it"
+    )
+    config = preprocess_config(raw_config(PROCESSORS["llava-pad"]))
+    with pytest.raises(RequestError, match="image padded to a square has 9000 x 9000 pixels"):
+        preprocess([Image.new("L", (9000, 1))], config)
+
+
+def test_the_models_view_is_the_picture_before_it_is_normalised():
+    config = preprocess_config(raw_config(PROCESSORS["clip-crop-larger"]))
+    raw = CLIPImageProcessorPil(
+        size={"shortest_edge": 31},
+        crop_size={"height": 57, "width": 30},
+        do_rescale=False,
+        do_normalize=False,
+    )
+    for image in IMAGES.values():
+        view = model_view(image, config)
+        assert (view.mode, view.size) == ("RGB", (30, 57))
+        expected = raw(image, return_tensors="np")["pixel_values"][0]
+        np.testing.assert_array_equal(np.asarray(view).transpose(2, 0, 1), expected)
+
+
+class TestLoadImage:
+    @pytest.mark.parametrize("kind", [k for k in IMAGES if k != "transparent-palette"])
+    def test_every_source_gives_what_transformers_loads(self, kind, tmp_path):
+        image = IMAGES[kind]
+        file = tmp_path / ("image.tiff" if image.mode == "CMYK" else "image.png")
+        image.save(file)
+        expected = np.asarray(reference_load_image(str(file)))
+        for source in (file, str(file), file.read_bytes(), io.BytesIO(file.read_bytes()), image):
+            loaded = load_image(source)
+            assert loaded.mode == "RGB"
+            np.testing.assert_array_equal(np.asarray(loaded), expected)
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_exif_orientation(self, orientation, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        file = tmp_path / "turned.png"
+        noise(30, 20).save(file, exif=exif)
+        loaded = load_image(file)
+        assert loaded.size == ((20, 30) if orientation > 4 else (30, 20))
+        np.testing.assert_array_equal(
+            np.asarray(loaded), np.asarray(reference_load_image(str(file)))
+        )
+
+    def test_array(self):
+        pixels = np.asarray(noise(5, 7))
+        np.testing.assert_array_equal(np.asarray(load_image(pixels)), pixels)
+        np.testing.assert_array_equal(np.asarray(load_image(pixels[:, ::-1])), pixels[:, ::-1])
+
+    def test_an_image_of_the_callers_stays_open(self, tmp_path):
+        noise(5, 7).save(tmp_path / "image.png")
+        with Image.open(tmp_path / "image.png") as image:
+            load_image(image)
+            assert image.copy().size == (5, 7)
+
+    @pytest.mark.parametrize(
+        ("shape", "dtype"),
+        [((4, 4), np.uint8), ((4, 4, 4), np.uint8), ((4, 4, 3), np.float32), ((0, 4, 3), "u1")],
+    )
+    def test_array_of_another_form(self, shape, dtype):
+        with pytest.raises(RequestError) as error:
+            load_image(np.zeros(shape, dtype))
+        assert str(error.value) == (
+            f"image array has shape {list(shape)} and dtype {np.dtype(dtype)}; it must be "
+            "[height, width, 3] of uint8, in RGB order"
+        )
+
+    def test_missing_file(self, tmp_path):
+        with pytest.raises(RequestError) as error:
+            load_image(tmp_path / "absent.png")
+        assert str(error.value) == (
+            f"image {tmp_path / 'absent.png'} does not exist; give a PNG, JPEG or WebP file"
+        )
+
+    @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
+    def test_no_image(self, content, tmp_path):
+        file = tmp_path / "image.png"
+        file.write_bytes(content)
+        for source in (file, content):
+            with pytest.raises(
+                RequestError, match=r"^image.* cannot be read as an image \(Uniden"
+            ):
+                load_image(source)
+
+    def test_truncated_image(self):
+        buffer = io.BytesIO()
+        noise(100, 100).save(buffer, "PNG")
+        with pytest.raises(RequestError, match=r"cannot be read as an image .*allowed are the fo"):
+            load_image(buffer.getvalue()[:2000])
+
+    def test_folder(self, tmp_path):
+        with pytest.raises(RequestError, match=r"cannot be read as an image \(IsADirectoryError"):
+            load_image(tmp_path)
+
+    @pytest.mark.parametrize("source", [None, 3, ["a.png"]])
+    def test_another_type(self, source):
+        with pytest.raises(RequestError) as error:
+            load_image(source)
+        assert str(error.value) == (
+            f"image is a {type(source).__name__}; allowed are a path, the bytes of an image file, "
+            "a binary file object, a PIL image, or a numpy array [height, width, 3] of uint8"
+        )
+
+    def test_more_pixels_than_allowed(self, monkeypatch, tmp_path):
+        noise(30, 20).save(tmp_path / "image.png")
+        monkeypatch.setattr(module, "MAX_PIXELS", 599)
+        expected = "has 30 x 20 pixels; at most 599 are allowed: scale it down or crop it"
+        for source in (tmp_path / "image.png", noise(30, 20), np.asarray(noise(30, 20))):
+            with pytest.raises(RequestError, match=expected):
+                load_image(source)
+
+    @pytest.mark.parametrize("limit", [500, 200])
+    def test_decompression_bomb(self, limit, monkeypatch, tmp_path):
+        """Above its limit Pillow warns, above twice its limit it raises; neither gets out."""
+        noise(30, 20).save(tmp_path / "image.png")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        monkeypatch.setattr(module, "MAX_PIXELS", 100)
+        seen = "hundreds of megapixels" if limit == 200 else "30 x 20 pixels"
+        with pytest.raises(RequestError, match=f"image.png has {seen}; at most 100 are allowed"):
+            load_image(tmp_path / "image.png")

@@ -1,0 +1,178 @@
+"""The doctor: calls working only what ran, and names what to install for the rest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from feather_edge import __version__, _probes, doctor
+from feather_edge.doctor import Examined
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    """Pretend that these packages are installed and no others."""
+    found: Mapping[str, str] = {name.replace("_", "-"): v for name, v in versions.items()}
+    monkeypatch.setattr(doctor, "_version", found.get)
+
+
+def probed(monkeypatch: pytest.MonkeyPatch, **failures: str) -> None:
+    """Pretend that these trials fail and all others succeed."""
+    found = {name.replace("_", "-"): text for name, text in failures.items()}
+    monkeypatch.setattr(doctor, "_probe", found.get)
+
+
+def backend(name: str, device: str) -> Examined:
+    (found,) = [b for b in doctor.examine().backends if (b.name, b.device) == (name, device)]
+    return found
+
+
+def test_this_machine() -> None:
+    report = doctor.examine()
+    assert report.version == __version__
+    assert report.python == ".".join(map(str, sys.version_info[:3]))
+    assert report.packages["onnxruntime"]
+    states = {(each.name, each.device): each.state for each in report.backends}
+    assert states["onnxruntime", "cpu"] == "works"
+    assert states["reference", "cpu"] == "works"
+    assert states["fake", "none"] == "works"
+
+
+def test_nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch)
+    assert backend("onnxruntime", "cpu").remedy == "pip install 'feather-edge[ort]'"
+    assert backend("onnxruntime", "cuda").remedy == "pip install 'feather-edge[gpu]'"
+    reference = backend("reference", "cpu")
+    assert reference.state == "missing"
+    assert reference.remedy == "only for verification: pip install 'feather-edge[torch]'"
+
+
+def test_the_gpu_build_serves_the_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, onnxruntime_gpu="1.23.0")
+    probed(
+        monkeypatch, onnxruntime_cuda="RuntimeError: CUDAExecutionProvider could not be started"
+    )
+    assert backend("onnxruntime", "cpu") == Examined(
+        name="onnxruntime", device="cpu", state="works"
+    )
+    cuda = backend("onnxruntime", "cuda")
+    assert cuda.state == "fails"
+    assert cuda.remedy == "RuntimeError: CUDAExecutionProvider could not be started"
+
+
+def test_a_broken_reference_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, torch="2.13.0", transformers="5.23.0")
+    probed(monkeypatch, reference="ImportError: libgomp.so.1")
+    assert backend("reference", "cpu").remedy == "ImportError: libgomp.so.1"
+
+
+@pytest.mark.parametrize("name", ["openvino", "tensorrt", "tensorrt-rtx"])
+def test_an_installed_library_without_an_adapter_does_not_work(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(monkeypatch, **{name.replace("-", "_"): "10.3"})
+    (found,) = [each for each in doctor.examine().backends if each.name == name]
+    assert found.state == "not supported by this version"
+
+
+def test_two_builds_at_once_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, onnxruntime="1.23.0", onnxruntime_gpu="1.23.0")
+    probed(monkeypatch)
+    (note,) = doctor.examine().notes
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in note
+
+
+def test_an_unknown_package_has_no_version() -> None:
+    assert doctor._version("no-such-package-anywhere") is None
+
+
+# Trials in a process of their own.
+
+
+def test_a_trial_that_fails_says_why() -> None:
+    failure = doctor._probe("onnxruntime-cuda")
+    assert failure is not None
+    assert failure.startswith("RuntimeError: this build has no CUDAExecutionProvider")
+
+
+@pytest.mark.parametrize(
+    ("status", "stderr", "reason"),
+    [
+        (-4, "", "ended with status -4"),
+        (1, "warning\nValueError: no\n", "ValueError: no"),
+        (0, "warning\n", None),
+    ],
+)
+def test_how_a_trial_ends(
+    status: int, stderr: str, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = subprocess.CompletedProcess([], status, "", stderr)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    assert doctor._probe("reference") == reason
+
+
+def test_a_trial_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(*_: object, timeout: float, **__: object) -> None:
+        raise subprocess.TimeoutExpired("python", timeout)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    assert doctor._probe("reference") == "did not answer within 120 s"
+
+
+def test_the_cpu_runs_a_graph() -> None:
+    _probes.run_onnxruntime("CPUExecutionProvider")
+
+
+def test_a_provider_that_is_not_there_is_named() -> None:
+    with pytest.raises(RuntimeError, match="this build has no NoProvider"):
+        _probes.run_onnxruntime("NoProvider")
+
+
+class FakeSession:
+    """ONNX Runtime's session, as it falls back and as it miscomputes."""
+
+    def __init__(self, model: bytes, providers: list[str]) -> None:
+        self.providers = providers
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+    def run(self, names: None, feeds: dict[str, object]) -> list[float]:
+        return [0.0]
+
+
+def test_a_provider_that_falls_back_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["Other"])
+    with pytest.raises(RuntimeError, match="Other could not be started"):
+        _probes.run_onnxruntime("Other")
+
+
+def test_a_provider_that_miscomputes_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
+    with pytest.raises(RuntimeError, match="CPUExecutionProvider computed a wrong result"):
+        _probes.run_onnxruntime("CPUExecutionProvider")
+
+
+def test_the_reference_imports() -> None:
+    _probes.import_reference()
+
+
+def test_a_reference_without_the_family_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    class Old:
+        __version__ = "4.0"
+
+    monkeypatch.setitem(sys.modules, transformers.__name__, Old)
+    with pytest.raises(RuntimeError, match=r"transformers 4\.0 with torch .* has no LLaVA"):
+        _probes.import_reference()

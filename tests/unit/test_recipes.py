@@ -1,0 +1,198 @@
+"""Recipes: where they are found, what they may say, and how options override them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feather_edge import recipes
+from feather_edge.errors import RecipeError
+from feather_edge.recipes import (
+    ExportRecipe,
+    default_recipe_name,
+    describe_recipe,
+    load_recipe,
+    override,
+    recipe_folder,
+    recipe_names,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refused(text: str, action: Any) -> None:
+    with pytest.raises(RecipeError, match=re.escape(text)):
+        action()
+
+
+def test_shipped_recipes() -> None:
+    assert recipe_names() == ("fastv", "feather", "scene-vlm", "unpruned")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_shipped_recipe_is_valid(name: str) -> None:
+    assert isinstance(load_recipe(name), ExportRecipe)
+
+
+def test_feather_is_the_paper() -> None:
+    assert load_recipe("feather") == ExportRecipe(
+        stages=None, prune="feather", keep_ratio=(0.3,), stride=3, selection="fill",
+        precision="fp32", seed=0,
+    )  # fmt: skip
+
+
+def test_unpruned_leaves_the_decoder_whole() -> None:
+    recipe = load_recipe("unpruned")
+    assert (recipe.stages, recipe.prune) == ((), "none")
+
+
+def test_the_shipped_model_has_its_own_recipe() -> None:
+    assert default_recipe_name("demo") == "scene-vlm"
+    assert default_recipe_name("llava-hf/llava-1.5-7b-hf") == "feather"
+
+
+def test_an_installed_package_carries_its_recipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packaged = tmp_path / "feather_edge" / "_recipes" / "export"
+    packaged.mkdir(parents=True)
+    (packaged / "only.toml").write_text("seed = 7")
+    monkeypatch.setattr(recipes, "__file__", str(tmp_path / "feather_edge" / "recipes.py"))
+    assert recipe_folder() == packaged
+    assert recipe_names() == ("only",)
+    assert load_recipe("only").seed == 7
+
+
+def test_a_checkout_has_them_beside_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes, "__file__", str(tmp_path / "feather_edge" / "recipes.py"))
+    assert recipe_folder("engines") == tmp_path / "engines" / "recipes"
+    assert recipe_names("engines") == ()
+
+
+def test_a_file_is_read_as_written(tmp_path: Path) -> None:
+    path = written(tmp_path, 'stages = [2, 5]\nkeep_ratio = [0.5, 0.25]\nprecision = "fp16"\n')
+    assert load_recipe(path) == ExportRecipe(
+        stages=(2, 5), keep_ratio=(0.5, 0.25), precision="fp16"
+    )
+
+
+def test_a_whole_number_is_a_ratio_too(tmp_path: Path) -> None:
+    assert load_recipe(written(tmp_path, "keep_ratio = [1]")).keep_ratio == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("keep_ration = [0.1]", "key 'keep_ration' is unknown (did you mean 'keep_ratio'?)"),
+        ("keep-ratio = [0.1]", "key 'keep-ratio' is unknown (did you mean 'keep_ratio'?)"),
+        ("zzz = 1", "key 'zzz' is unknown; allowed are stages"),
+        ("stride = '3'", "stride: expected int, got str"),
+        ("stride = 2.5", "stride: expected int, got float"),
+        ("seed = true", "seed: expected int, got bool"),
+        ("stages = 4", "stages: expected array, got int"),
+        ("stages = ['4']", "stages[0]: expected int, got str"),
+        ("keep_ratio = 0.3", "keep_ratio: expected array, got float"),
+        ("prune = 'best'", "prune is 'best'; choose feather, fastv, fastv-full, uniform"),
+        ("precision = 'int3'", "precision is 'int3'; choose fp32, fp16"),
+        ("keep_ratio = [2.0]", "keep_ratio 2.0 is out of range; it must be in (0, 1]"),
+        ("stages = [", "is no valid TOML: "),
+    ],
+)  # fmt: skip
+def test_a_bad_file_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(RecipeError, match=re.escape(message)) as caught:
+        load_recipe(path)
+    assert str(caught.value).startswith(f"recipe {path}")
+    assert "\n" not in str(caught.value)
+
+
+def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"prune = '\xff'")
+    refused(f"recipe {path} cannot be read: ", lambda: load_recipe(path))
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    refused(
+        "recipe 'fether' is unknown (did you mean 'feather'?); choose fastv, feather, scene-vlm, "
+        "unpruned, or give the path of a .toml file",
+        lambda: load_recipe("fether"),
+    )
+
+
+def test_a_missing_file_is_refused() -> None:
+    refused("recipe no/such.toml is not a file", lambda: load_recipe("no/such.toml"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"stages": (0, 4)}, "so 0 is too early; the first possible is 1"),
+        ({"stages": (8, 4)}, "stages [8, 4] must be ascending and without repeats"),
+        ({"stages": (4, 4)}, "stages [4, 4] must be ascending and without repeats"),
+        ({"keep_ratio": ()}, "keep_ratio is empty; give one value, or one for each stage"),
+        ({"keep_ratio": (0.0,)}, "keep_ratio 0.0 is out of range; it must be in (0, 1]"),
+        ({"keep_ratio": (float("nan"),)}, "keep_ratio nan is out of range"),
+        ({"keep_ratio": (0.2, 0.5)}, "keep_ratio [0.2, 0.5] grows; each value is a share of all"),
+        ({"stages": (4,), "keep_ratio": (0.5, 0.2)}, "keep_ratio has 2 values for 1 stages"),
+        ({"stride": -1}, "stride is -1; it must be 0 or more"),
+        ({"seed": -1}, "seed is -1; it must be 0 or more"),
+        ({"prune": "best"}, "prune is 'best'; choose feather"),
+        ({"selection": "some"}, "selection is 'some'; choose fill, union"),
+        ({"precision": "fp8"}, "precision is 'fp8'; choose fp32, fp16"),
+    ],
+)  # fmt: skip
+def test_a_value_that_is_not_allowed_is_refused(values: dict[str, Any], message: str) -> None:
+    refused(message, lambda: ExportRecipe(**values))
+
+
+def test_override_takes_what_is_given_and_keeps_the_rest() -> None:
+    recipe = ExportRecipe(stages=(4, 6), keep_ratio=(0.5, 0.25), seed=3)
+    changed = override(recipe, keep_ratio=(0.4, 0.1), precision="fp16")
+    assert changed == ExportRecipe(stages=(4, 6), keep_ratio=(0.4, 0.1), seed=3, precision="fp16")
+    assert override(recipe) == recipe
+
+
+def test_override_tells_empty_and_zero_from_not_given() -> None:
+    changed = override(ExportRecipe(stages=(4,), seed=3, stride=3), stages=(), seed=0, stride=0)
+    assert (changed.stages, changed.seed, changed.stride) == ((), 0, 0)
+
+
+def test_override_checks_the_outcome() -> None:
+    recipe = ExportRecipe(stages=(4, 6), keep_ratio=(0.5, 0.25))
+    refused("keep_ratio has 2 values for 1 stages", lambda: override(recipe, stages=(4,)))
+
+
+RATIO = st.floats(0.001, 1)
+
+
+@given(
+    stages=st.none() | st.lists(st.integers(1, 80), unique=True, max_size=4).map(sorted),
+    prune=st.sampled_from(["feather", "fastv", "fastv-full", "uniform", "random", "none"]),
+    keep_ratio=RATIO,
+    stride=st.integers(0, 9),
+    selection=st.sampled_from(["fill", "union"]),
+    precision=st.sampled_from(["fp32", "fp16"]),
+    seed=st.integers(0, 2**31),
+)
+def test_a_description_is_a_recipe_again(
+    tmp_path_factory: pytest.TempPathFactory, **values: Any
+) -> None:
+    values["keep_ratio"] = (values["keep_ratio"],)
+    values["stages"] = None if values["stages"] is None else tuple(values["stages"])
+    recipe = ExportRecipe(**values)
+    path = written(tmp_path_factory.getbasetemp(), describe_recipe(recipe))
+    assert load_recipe(path) == recipe

@@ -1,0 +1,170 @@
+"""Ask a saved checkpoint about unseen scenes, through transformers' own `generate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from scenes import COARSE_KINDS, Box, Kind, Question, Scene, Split, ask, make_scene, scene_rng
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+from vocabulary import parse_box
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import ProcessorMixin
+
+MIN_OBJECTS, MAX_OBJECTS = 3, 8
+KINDS: tuple[Kind, ...] = ("localisation", *COARSE_KINDS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One question, what the model said, and the score in 0..1 (IoU for a place)."""
+
+    question: Question
+    text: str
+    score: float
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the answer counts: IoU of at least 0.5, or the very word."""
+        return self.score >= 0.5
+
+
+def unseen_scenes(split: Split, num_scenes: int) -> list[tuple[Scene, list[Question]]]:
+    """Return scenes of 3 to 8 objects, each with one question of every kind that it allows."""
+    found = []
+    for index in range(num_scenes):
+        rng = scene_rng(split, index)
+        scene = make_scene(rng, num_objects=int(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1)))
+        asked = [ask(scene.objects, kind, rng) for kind in KINDS]
+        found.append((scene, [question for question in asked if question is not None]))
+    return found
+
+
+def box_iou(first: Box, second: Box) -> float:
+    """Return intersection over union of two boxes (x0, y0, x1, y1)."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    shared = width * height
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    return shared / (areas[0] + areas[1] - shared)
+
+
+def score(question: Question, text: str) -> float:
+    """Return the IoU of a place, or 1 for the right word."""
+    if question.box is None:
+        return float(text.strip() == question.answer)
+    said = parse_box(text)
+    if said is None or said[2] <= said[0] or said[3] <= said[1]:
+        return 0.0
+    return box_iou(said, question.box)
+
+
+@torch.inference_mode()
+def answer(
+    model: LlavaForConditionalGeneration,
+    processor: ProcessorMixin,
+    pairs: Sequence[tuple[np.ndarray, str]],
+) -> list[str]:
+    """Return greedy answers to (image, question) pairs, one batch."""
+    prompts = []
+    for _, text in pairs:
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        message = [{"role": "user", "content": content}]
+        prompts.append(processor.apply_chat_template(message, add_generation_prompt=True))
+    images = [Image.fromarray(image) for image, _ in pairs]
+    inputs = processor(text=prompts, images=images, padding=True, return_tensors="pt")
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    produced = model.generate(**inputs, do_sample=False, max_new_tokens=8)
+    produced = produced[:, inputs["input_ids"].shape[1] :]
+    return list(processor.batch_decode(produced, skip_special_tokens=True))
+
+
+def evaluate(folder: Path, *, split: Split, num_scenes: int, batch_size: int) -> list[Outcome]:
+    """Return the outcome of every question about num_scenes scenes of a split."""
+    processor = AutoProcessor.from_pretrained(folder)
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    items = [
+        (scene.image, question)
+        for scene, questions in unseen_scenes(split, num_scenes)
+        for question in questions
+    ]
+    outcomes = []
+    for start in range(0, len(items), batch_size):
+        batch = items[start : start + batch_size]
+        texts = answer(model, processor, [(image, question.text) for image, question in batch])
+        for (_, question), text in zip(batch, texts, strict=True):
+            right = score(question, text)
+            outcomes.append(Outcome(question=question, text=text, score=right))
+    return outcomes
+
+
+def wilson_interval(num_right: int, total: int) -> tuple[float, float]:
+    """Return the 95 % Wilson interval of a proportion."""
+    z = 1.96
+    middle = (num_right + z * z / 2) / (total + z * z)
+    half = z * math.sqrt(num_right * (total - num_right) / total + z * z / 4) / (total + z * z)
+    return middle - half, middle + half
+
+
+def summarise(outcomes: Sequence[Outcome]) -> dict[str, dict[str, object]]:
+    """Return accuracy with interval per kind and for all coarse kinds together."""
+    groups: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        groups[outcome.question.kind].append(outcome)
+        if outcome.question.box is None:
+            groups["coarse (all)"].append(outcome)
+    summary: dict[str, dict[str, object]] = {}
+    for name, group in groups.items():
+        right = sum(outcome.is_right for outcome in group)
+        low, high = wilson_interval(right, len(group))
+        summary[name] = {
+            "accuracy": round(right / len(group), 4),
+            "interval_95": [round(low, 4), round(high, 4)],
+            "num_questions": len(group),
+        }
+    places = [outcome.score for outcome in groups["localisation"]]
+    summary["localisation"]["mean_iou"] = round(float(np.mean(places)), 4)
+    return summary
+
+
+def main() -> None:
+    """Parse options, evaluate, and print one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="folder written by train.py")
+    parser.add_argument("--split", choices=("development", "test"), default="development")
+    parser.add_argument("--num-scenes", type=int, default=500)
+    parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--show-errors", type=int, default=0, help="print this many wrong answers")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    outcomes = evaluate(
+        options.checkpoint,
+        split=options.split,
+        num_scenes=options.num_scenes,
+        batch_size=options.batch_size,
+    )
+    wrong = [outcome for outcome in outcomes if not outcome.is_right]
+    report = {"split": options.split, "num_scenes": options.num_scenes, **summarise(outcomes)}
+    report["wrong"] = [
+        f"{item.question.text} said {item.text!r}, is {item.question.answer!r}"
+        for item in wrong[: options.show_errors]
+    ]
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Vocabulary, tokenizer and processor of the scene model: a token per word and coordinate bin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+if TYPE_CHECKING:
+    from transformers import LlavaProcessor, PreTrainedTokenizerFast
+
+IMAGE_SIZE_PX = 112
+PATCH_SIZE_PX = 8
+NUM_PATCHES_PER_SIDE = IMAGE_SIZE_PX // PATCH_SIZE_PX
+NUM_VISUAL_TOKENS = NUM_PATCHES_PER_SIDE**2
+
+NUM_BINS = 28
+BIN_SIZE_PX = IMAGE_SIZE_PX / NUM_BINS
+
+COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+MAX_COUNT = 8
+# Positions of the longest question with its answer: "where is the red circle ?", <assistant>, box.
+QUESTION_LENGTH = 11
+
+PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
+IMAGE, ASSISTANT = "<image>", "<assistant>"
+SPECIAL_TOKENS = (PAD, BOS, EOS, UNKNOWN, IMAGE, ASSISTANT)
+LOCATION_TOKENS = tuple(f"<loc_{index:02d}>" for index in range(NUM_BINS))
+QUESTION_WORDS = (
+    *("where", "is", "the", "what", "colour", "shape", "there", "a", "how", "many", "are"),
+    *("object", "objects", "?", "yes", "no"),
+)
+WORDS = (
+    *QUESTION_WORDS,
+    *COLOURS,
+    *SHAPES,
+    *("circles", "squares", "triangles", "stars", "crosses"),
+    *(str(count) for count in range(MAX_COUNT + 1)),
+)
+TOKENS = (*SPECIAL_TOKENS, *LOCATION_TOKENS, *WORDS)
+TOKEN_IDS = {token: index for index, token in enumerate(TOKENS)}
+
+# The image may come before or after the text; "content" may be a plain string as well.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ '<assistant>' }}{% endif %}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<image>' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+
+
+def plural(shape: str) -> str:
+    """Return the plural of a shape word."""
+    return shape + ("es" if shape.endswith("s") else "s")
+
+
+def encode(text: str) -> list[int]:
+    """Return the token ids of space-separated text, as the shipped tokenizer does.
+
+    Raises:
+        KeyError: a word is not in the vocabulary.
+    """
+    return [TOKEN_IDS[word] for word in text.split()]
+
+
+def to_bin(coordinate_px: float) -> int:
+    """Return the bin of a coordinate in pixels; bin k is centred on (k + 0.5) * BIN_SIZE_PX."""
+    return min(NUM_BINS - 1, max(0, int(coordinate_px / BIN_SIZE_PX)))
+
+
+def box_text(box: tuple[float, float, float, float]) -> str:
+    """Return the four location tokens of a box (x0, y0, x1, y1) in pixels."""
+    return " ".join(LOCATION_TOKENS[to_bin(coordinate)] for coordinate in box)
+
+
+def parse_box(text: str) -> tuple[float, float, float, float] | None:
+    """Return the box in pixels named by exactly four location tokens, or None."""
+    words = text.replace("><", "> <").split()
+    if len(words) != 4 or any(word not in LOCATION_TOKENS for word in words):
+        return None
+    centres = [(LOCATION_TOKENS.index(word) + 0.5) * BIN_SIZE_PX for word in words]
+    return (centres[0], centres[1], centres[2], centres[3])
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Return the word-level tokenizer: lower-cased words, punctuation apart, nothing implicit."""
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel(vocab=dict(TOKEN_IDS), unk_token=UNKNOWN))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r"\w+|[^\w\s]"), behavior="removed", invert=True
+    )
+    core.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL_TOKENS])
+    # Location tokens are answers: not "special", or skip_special_tokens would drop them.
+    core.add_tokens([AddedToken(token, normalized=False) for token in LOCATION_TOKENS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        additional_special_tokens=[IMAGE, ASSISTANT],
+        padding_side="left",
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_processor() -> LlavaProcessor:
+    """Return the processor: CLIP image settings for 112 x 112 px and the word-level tokenizer."""
+    from transformers import LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    image_processor = CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE_PX},
+        crop_size={"height": IMAGE_SIZE_PX, "width": IMAGE_SIZE_PX},
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.25, 0.25, 0.25],
+    )
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=build_tokenizer(),
+        patch_size=PATCH_SIZE_PX,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT_TEMPLATE,
+        image_token=IMAGE,
+        num_additional_image_tokens=1,
+    )
