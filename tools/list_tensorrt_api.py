@@ -59,7 +59,9 @@ def run(*command: str, **environment: str) -> str:
 
 def write_stand_ins(bindings: Path, folder: Path) -> None:
     """Write an empty library for each NVIDIA library that the bindings are linked with."""
-    needed = re.findall(r"NEEDED.*\[(lib(?:nv|tensorrt)[^]]+)\]", run("readelf", "-d", str(bindings)))
+    needed = re.findall(
+        r"NEEDED.*\[(lib(?:nv|tensorrt)[^]]+)\]", run("readelf", "-d", str(bindings))
+    )
     undefined = run("nm", "-D", "--undefined-only", str(bindings)).split()
     symbols = [name for name in undefined if re.fullmatch(r"(create|get|init)\w+", name)]
     source = folder / "stand_in.c"

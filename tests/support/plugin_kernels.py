@@ -38,7 +38,9 @@ class PluginKernels:
         batch, num_rows = scores.shape
         kept = np.full((batch, num_kept), -1, np.int64)
         pointers = (POINTER(array.ctypes.data) for array in (scores, priority, kept))
-        self.library.select_kept(*pointers, batch, num_rows, num_kept, self.threads, self.downwards)
+        self.library.select_kept(
+            *pointers, batch, num_rows, num_kept, self.threads, self.downwards
+        )
         return kept
 
     def gather(

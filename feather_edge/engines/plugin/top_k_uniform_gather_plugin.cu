@@ -13,8 +13,8 @@
 //
 // No symbol of libnvinfer is referenced: the library loads beside any of these versions.
 
-#include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <new>
 
 #include <NvInferRuntime.h>
@@ -42,7 +42,11 @@ nvinfer1::ILoggerFinder* logger_finder = nullptr;
 
 std::int32_t refuse(char const* message) {
     nvinfer1::ILogger* const logger = logger_finder ? logger_finder->findLogger() : nullptr;
-    if (logger) logger->log(nvinfer1::ILogger::Severity::kERROR, message);
+    if (logger) {
+        logger->log(nvinfer1::ILogger::Severity::kERROR, message);
+    } else {  // not every loader of plugins calls setLoggerFinder
+        std::fprintf(stderr, "%s\n", message);
+    }
     return 1;
 }
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ml_dtypes
@@ -14,11 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from feather_edge.pruning.selection import ALWAYS, NEVER, top_k_uniform_gather
 from support.plugin_kernels import COMPILER, KERNELS, PluginKernels, build_plugin_kernels
 
+from feather_edge.pruning.selection import ALWAYS, NEVER, top_k_uniform_gather
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
@@ -157,9 +158,7 @@ def test_gather_takes_tensors_at_any_address(kernels: PluginKernels) -> None:
     kept = np.array([[0, 4, 8], [1, 2, 3]])
     narrowest, gathered = kernels.gather(kept, tensor, tensor, tensor)
     assert narrowest == 2
-    np.testing.assert_array_equal(
-        gathered[0], np.take_along_axis(tensor, kept[..., None], axis=1)
-    )
+    np.testing.assert_array_equal(gathered[0], np.take_along_axis(tensor, kept[..., None], axis=1))
 
 
 @needs_nvcc
@@ -168,7 +167,9 @@ def test_gather_takes_tensors_at_any_address(kernels: PluginKernels) -> None:
 def test_nvcc_compiles_the_kernels(arch: int, tmp_path: Path) -> None:
     source = tmp_path / "kernels.cu"
     source.write_text('#include "kernels.cuh"\n', encoding="utf-8")
-    listed = subprocess.run([str(NVCC), "--list-gpu-arch"], capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        [str(NVCC), "--list-gpu-arch"], capture_output=True, text=True, check=True
+    )
     if f"compute_{arch}" not in listed.stdout.split():
         pytest.skip(f"this nvcc knows no sm_{arch}")
     done = subprocess.run(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.tensorrt_api import Gate, listings, names_used, parse_version, wrong_names
 
 import feather_edge
-from support.tensorrt_api import Gate, listings, names_used, parse_version, wrong_names
 
 PACKAGE = Path(feather_edge.__file__).parent
 
@@ -45,7 +45,10 @@ def test_listings_tell_versions_apart(name: str, versions: set[str]) -> None:
         ("trt.Builder(trt.Logger(trt.Logger.WARNING))", {"Builder", "Logger.WARNING"}),
         ("import tensorrt\ntensorrt.Runtime", {"Runtime"}),
         ("import tensorrt_rtx as rtx\nrtx.ComputeCapability.SM86", {"ComputeCapability.SM86"}),
-        ("def f():\n    import tensorrt as t\n    return t.BuilderFlag.TF32", {"BuilderFlag.TF32"}),
+        (
+            "def f():\n    import tensorrt as t\n    return t.BuilderFlag.TF32",
+            {"BuilderFlag.TF32"},
+        ),
         ("from tensorrt import OnnxParser", {"OnnxParser"}),
         ("getattr(trt.BuilderFlag, 'TF32')", {"BuilderFlag.TF32"}),
         ("getattr(trt.BuilderFlag, 'FP16', None)", {"BuilderFlag"}),
