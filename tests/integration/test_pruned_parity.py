@@ -15,7 +15,7 @@ import pytest
 import torch
 from support.images import random_images, scene_questions
 from support.reference import ReferenceLlava, ReferencePruning
-from support.shipped import shipped_checkpoint
+from support.shipped import CHECKPOINT
 
 from feather_edge import Session
 from feather_edge.pruning import Pruning
@@ -126,7 +126,7 @@ def tiny(request: pytest.FixtureRequest, bundles: BundleFactory) -> Pair:
 @pytest.fixture(scope="module")
 def shipped(bundles: BundleFactory) -> Pair:
     """The shipped model, exported with its own recipe."""
-    return open_pair(bundles.export(shipped_checkpoint(bundles), recipe=SHIPPED_RECIPE))
+    return open_pair(bundles.export(CHECKPOINT, recipe=SHIPPED_RECIPE))
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,8 @@ def test_feather_at_its_extremes(
 def test_stages_anywhere_in_the_decoder(
     bundles: BundleFactory, stages: tuple[int, ...], method: str
 ) -> None:
-    exported = bundles(num_layers=6, image_size=56, recipe=ExportRecipe(stages=stages))
+    recipe = ExportRecipe(stages=stages, prune="fastv")
+    exported = bundles(num_layers=6, image_size=56, recipe=recipe)
     ratios = {1: (0.3,), 3: (0.6, 0.3, 0.1)}[len(stages)]
     pruning = ReferencePruning(method=method, stages=stages, keep_ratio=ratios)
 
