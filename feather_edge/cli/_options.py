@@ -8,6 +8,7 @@ import click
 
 from feather_edge.errors import RequestError
 from feather_edge.recipes import CriterionName, SelectionName
+from feather_edge.runtime.backend_names import BACKEND_NAMES, GRAPH_BACKENDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKENDS",
     "backend_option",
+    "backend_options",
     "emit_json",
     "json_option",
     "only_given",
@@ -26,9 +28,10 @@ __all__ = [
     "require_stages",
     "sampling_options",
     "stages_option",
+    "target_option",
 ]
 
-BACKENDS = ("auto", "onnxruntime")
+BACKENDS = BACKEND_NAMES
 
 Callback = TypeVar("Callback", bound="Callable[..., Any]")
 
@@ -159,7 +162,24 @@ sampling_options = _all_of(
 )
 
 backend_option = click.option(
-    "--backend", type=click.Choice(BACKENDS), default="auto", help="What runs the graphs."
+    "--backend", type=click.Choice(GRAPH_BACKENDS), default="auto", help="What runs the graphs."
+)
+
+target_option = click.option(
+    "--target",
+    metavar="NAME",
+    show_default="the only one there is",
+    help="Whose engines a TensorRT backend runs, as build-engine --target had it.",
+)
+
+backend_options = _all_of(
+    click.option(
+        "--backend",
+        type=click.Choice(BACKENDS),
+        default="auto",
+        help="What runs the graphs, or their engines.",
+    ),
+    target_option,
 )
 
 json_option = click.option(

@@ -1,0 +1,82 @@
+"""Whole answers over a fake device: the same as ONNX Runtime's, and nothing misused or left.
+
+No GPU and no TensorRT is involved; see ``support.fake_tensorrt`` for what this proves.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.engines import TARGET, bundle_with_engines
+from support.fake_cuda import FakeGpu
+from support.fake_tensorrt import fake_tensorrt
+
+from feather_edge.pruning import Pruning
+from feather_edge.recipes import ExportRecipe
+from feather_edge.runtime.backends import _cuda
+from feather_edge.runtime.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from support.bundles import BundleFactory
+
+    from feather_edge.bundle import Bundle
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
+    """A fake GPU as the machine's own; at the end nothing may be misused or left on it."""
+    gpu = FakeGpu()
+    monkeypatch.setattr(_cuda, "load_library", lambda _: gpu.library)
+    yield gpu
+    gc.collect()
+    gpu.check()
+
+
+@pytest.fixture
+def trt(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> Any:
+    module = fake_tensorrt(gpu)
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    return module
+
+
+@pytest.fixture
+def exported(bundles: BundleFactory) -> Bundle:
+    return bundles(num_layers=4, recipe=ExportRecipe(opset="both")).bundle
+
+
+def picture(seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize(
+    "pruning",
+    [
+        Pruning(criterion="feather", keep_ratio=(0.5, 0.25)),
+        Pruning(criterion="feather", keep_ratio=(0.4,), selection="union"),
+        Pruning(criterion="none"),
+    ],
+    ids=["fill", "union", "none"],
+)
+def test_answers_are_those_of_onnx_runtime(
+    gpu: FakeGpu, trt: Any, exported: Bundle, tmp_path: Path, opset: int, pruning: Pruning
+) -> None:
+    bundle = bundle_with_engines(exported, tmp_path / "bundle", opset=opset)
+    asked = {"images": picture(), "prompt": "hi", "pruning": pruning, "max_new_tokens": 6}
+    with Session.open(bundle, backend="onnxruntime") as session:
+        expected = session.generate(**asked)
+    with Session.open(bundle, backend="tensorrt", target=TARGET) as session:
+        found = session.generate(**asked)
+    assert found.token_ids == expected.token_ids
+    for stage, reference in zip(found.stages, expected.stages, strict=True):
+        np.testing.assert_array_equal(stage.kept_indices, reference.kept_indices)
+    assert (found.backend, found.device) == ("tensorrt", "cuda")
