@@ -43,7 +43,7 @@ Stage = Literal["export", "engines"]
 
 
 class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an export decides. Only `stages` and `precision` are fixed in the graphs.
+    """What an export decides. Only `stages`, `precision` and `opset` are fixed in the graphs.
 
     Attributes:
         stages: visual tokens are pruned before these decoder layers, ascending, counted from 0.
@@ -130,6 +130,7 @@ def override(
     stride: int | None = None,
     selection: SelectionName | None = None,
     precision: Precision | None = None,
+    opset: OpsetName | None = None,
     seed: int | None = None,
 ) -> ExportRecipe:
     """Return `recipe` with the given options in place of its own; None keeps what it says.
@@ -144,6 +145,7 @@ def override(
         "stride": stride,
         "selection": selection,
         "precision": precision,
+        "opset": opset,
         "seed": seed,
     }
     given = {name: value for name, value in options.items() if value is not None}

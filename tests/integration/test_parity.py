@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from support.images import random_images
 from support.reference import ReferenceLlava
 from support.shipped import shipped_checkpoint
 
-from feather_edge.recipes import ExportRecipe
+from feather_edge.recipes import ExportRecipe, load_recipe
 
 if TYPE_CHECKING:
     from support.bundles import BundleFactory
@@ -92,8 +93,21 @@ def test_unpruned_logits_are_those_of_transformers(bundles: BundleFactory, varia
     assert largest_logit_error(exported.bundle, reference) <= LOGITS_TOLERANCE
 
 
-def test_unpruned_logits_of_the_shipped_model(bundles: BundleFactory) -> None:
-    exported = bundles.export(shipped_checkpoint(bundles))
+@pytest.mark.parametrize("opset", ["23", "18"])
+def test_unpruned_logits_of_the_shipped_model(bundles: BundleFactory, opset: str) -> None:
+    recipe = msgspec.structs.replace(load_recipe("scene-vlm"), opset=opset)
+    exported = bundles.export(shipped_checkpoint(bundles), recipe=recipe)
+    reference = ReferenceLlava(exported.checkpoint)
+
+    assert largest_logit_error(exported.bundle, reference) <= LOGITS_TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "variant",
+    ["clip-llama", "siglip-mistral", "clip-qwen2", "biases", "one-key-head", "tied", "gelu-mlp"],
+)
+def test_the_older_operators_compute_the_same(bundles: BundleFactory, variant: str) -> None:
+    exported = bundles(num_layers=4, recipe=ExportRecipe(opset="18"), **VARIANTS[variant])
     reference = ReferenceLlava(exported.checkpoint)
 
     assert largest_logit_error(exported.bundle, reference) <= LOGITS_TOLERANCE
@@ -110,10 +124,22 @@ def test_logits_do_not_depend_on_the_split(
     assert largest_logit_error(exported.bundle, reference) <= LOGITS_TOLERANCE
 
 
+@pytest.mark.parametrize("opset", ["23", "18"])
 @pytest.mark.parametrize("variant", ["clip-llama", "siglip-qwen2", "tied"])
-def test_fp16_logits_are_near_those_of_float32(bundles: BundleFactory, variant: str) -> None:
+def test_fp16_logits_are_near_those_of_float32(
+    bundles: BundleFactory, variant: str, opset: str
+) -> None:
     options = {"dtype": torch.float16, **VARIANTS[variant]}
-    exported = bundles(num_layers=4, recipe=ExportRecipe(precision="fp16"), **options)
+    recipe = ExportRecipe(precision="fp16", opset=opset)
+    exported = bundles(num_layers=4, recipe=recipe, **options)
+    reference = ReferenceLlava(exported.checkpoint)
+
+    assert largest_logit_error(exported.bundle, reference) <= LOGITS_TOLERANCE_FP16
+
+
+def test_fp16_logits_of_the_shipped_model(bundles: BundleFactory) -> None:
+    recipe = msgspec.structs.replace(load_recipe("scene-vlm"), precision="fp16")
+    exported = bundles.export(shipped_checkpoint(bundles), recipe=recipe)
     reference = ReferenceLlava(exported.checkpoint)
 
     assert largest_logit_error(exported.bundle, reference) <= LOGITS_TOLERANCE_FP16

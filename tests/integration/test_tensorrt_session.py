@@ -5,46 +5,24 @@ No GPU and no TensorRT is involved; see ``support.fake_tensorrt`` for what this 
 
 from __future__ import annotations
 
-import gc
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.devices import gpu, trt  # noqa: F401 - fixtures
 from support.engines import TARGET, bundle_with_engines
-from support.fake_cuda import FakeGpu
-from support.fake_tensorrt import fake_tensorrt
 
 from feather_edge.pruning import Pruning
 from feather_edge.recipes import ExportRecipe
-from feather_edge.runtime.backends import _cuda
 from feather_edge.runtime.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from support.bundles import BundleFactory
 
     from feather_edge.bundle import Bundle
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
-    """A fake GPU as the machine's own; at the end nothing may be misused or left on it."""
-    gpu = FakeGpu()
-    monkeypatch.setattr(_cuda, "load_library", lambda _: gpu.library)
-    yield gpu
-    gc.collect()
-    gpu.check()
-
-
-@pytest.fixture
-def trt(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> Any:
-    module = fake_tensorrt(gpu)
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    return module
 
 
 @pytest.fixture
@@ -57,6 +35,7 @@ def picture(seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+@pytest.mark.usefixtures("trt")
 @pytest.mark.parametrize("opset", [18, 23])
 @pytest.mark.parametrize(
     "pruning",
@@ -68,7 +47,7 @@ def picture(seed: int = 0) -> Image.Image:
     ids=["fill", "union", "none"],
 )
 def test_answers_are_those_of_onnx_runtime(
-    gpu: FakeGpu, trt: Any, exported: Bundle, tmp_path: Path, opset: int, pruning: Pruning
+    exported: Bundle, tmp_path: Path, opset: int, pruning: Pruning
 ) -> None:
     bundle = bundle_with_engines(exported, tmp_path / "bundle", opset=opset)
     asked = {"images": picture(), "prompt": "hi", "pruning": pruning, "max_new_tokens": 6}

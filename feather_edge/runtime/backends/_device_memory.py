@@ -12,6 +12,8 @@ follow from that and keep caches sound without any waiting:
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import sys
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -50,9 +52,10 @@ class DeviceMemory:
     def __del__(self) -> None:
         # Buffers hold their memory, so none is left by now. At exit the driver frees everything.
         if self.stream and not sys.is_finalizing():
-            self.trim()
-            self.driver.destroy_stream(self.stream)
-            self.driver.close()
+            with contextlib.suppress(BackendError):  # a GPU that failed frees nothing any more
+                self.trim()
+                self.driver.destroy_stream(self.stream)
+                self.driver.close()
 
     def acquire(self, num_bytes: int) -> Buffer:
         """Return a buffer of exactly this size, an unused one if there is any."""
@@ -191,7 +194,7 @@ class DeviceTensor:
         # Neighbours are copied together: where nothing was pruned, all rows are one copy.
         starts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
         for index in range(batch):
-            for start, end in zip(starts[:-1], starts[1:], strict=True):
+            for start, end in itertools.pairwise(starts):
                 if start == end:
                     continue
                 self._memory.driver.copy_on_device(

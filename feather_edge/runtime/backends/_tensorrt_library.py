@@ -66,7 +66,8 @@ class TensorRTLibrary:
         Raises:
             BackendError: if it cannot be loaded.
         """
-        if self.module.get_plugin_registry().load_library(str(library)) is None:
+        trt = self.module
+        if trt.get_plugin_registry().load_library(str(library)) is None:
             raise BackendError(f"{self.backend} cannot load the plugin {library}{self.last_error}")
 
     def load_engine(self, file: Path) -> Any:
@@ -75,9 +76,10 @@ class TensorRTLibrary:
         Raises:
             BackendError: if TensorRT refuses it.
         """
+        trt = self.module
         if self._runtime is None:
-            self.module.init_libnvinfer_plugins(self._logger, "")
-            self._runtime = self.module.Runtime(self._logger)
+            trt.init_libnvinfer_plugins(self._logger, "")
+            self._runtime = trt.Runtime(self._logger)
         with (
             file.open("rb") as stream,
             mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as plan,
@@ -91,7 +93,8 @@ class TensorRTLibrary:
 
     def create_context(self, engine: Any, profile: int, stream: int) -> Any:
         """Return a context for one profile, which computes in memory that it is given."""
-        strategy = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        trt = self.module
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = engine.create_execution_context(strategy)
         if context is None:
             raise BackendError(f"{self.backend} has no room for an engine{self.last_error}")
@@ -110,7 +113,8 @@ class TensorRTLibrary:
 
     def is_on_host(self, engine: Any, name: str) -> bool:
         """Return whether TensorRT reads a tensor on the host: its values decide shapes."""
-        return bool(engine.get_tensor_location(name) == self.module.TensorLocation.HOST)
+        trt = self.module
+        return bool(engine.get_tensor_location(name) == trt.TensorLocation.HOST)
 
     @property
     def last_error(self) -> str:
