@@ -57,7 +57,7 @@ class TensorRTLibrary:
             ) from error
         self.backend = backend
         self.version = str(self.module.__version__)
-        self._logger = _logger(self.module)
+        self.logger = _logger(self.module)
         self._runtime: Any = None
 
     def load_plugin(self, library: Path) -> None:
@@ -76,18 +76,22 @@ class TensorRTLibrary:
         Raises:
             BackendError: if TensorRT refuses it.
         """
-        trt = self.module
-        if self._runtime is None:
-            trt.init_libnvinfer_plugins(self._logger, "")
-            self._runtime = trt.Runtime(self._logger)
         with (
             file.open("rb") as stream,
             mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as plan,
         ):
-            engine = self._runtime.deserialize_cuda_engine(plan)
+            return self.deserialise(plan, str(file))
+
+    def deserialise(self, plan: Any, name: str) -> Any:
+        """Return the engine in a buffer; ``name`` is what messages call it."""
+        trt = self.module
+        if self._runtime is None:
+            trt.init_libnvinfer_plugins(self.logger, "")
+            self._runtime = trt.Runtime(self.logger)
+        engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise BackendError(
-                f"{self.backend} {self.version} cannot load {file}{self.last_error}"
+                f"{self.backend} {self.version} cannot load {name}{self.last_error}"
             )
         return engine
 
@@ -119,7 +123,7 @@ class TensorRTLibrary:
     @property
     def last_error(self) -> str:
         """What TensorRT logged last, as the end of a message; read once."""
-        text, self._logger.error = self._logger.error, ""
+        text, self.logger.error = self.logger.error, ""
         return f": {text}" if text else ""
 
 
