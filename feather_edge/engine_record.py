@@ -51,10 +51,11 @@ class ShapeRange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     opt: tuple[int, ...]
     max: tuple[int, ...]
 
-    def contains(self, sizes: tuple[int, ...]) -> bool:
-        """Return whether every size is within its range."""
-        return len(sizes) == len(self.min) and all(
-            low <= size <= high for low, size, high in zip(self.min, sizes, self.max, strict=True)
+    def distance(self, sizes: tuple[int, ...]) -> int:
+        """Return by how much sizes are outside their ranges, 0 when they are all within."""
+        return sum(
+            max(low - size, size - high, 0)
+            for low, size, high in zip(self.min, sizes, self.max, strict=True)
         )
 
 

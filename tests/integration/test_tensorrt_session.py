@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from PIL import Image
-from support.devices import gpu, trt  # noqa: F401 - fixtures
 from support.engines import TARGET, bundle_with_engines
 
 from feather_edge.pruning import Pruning

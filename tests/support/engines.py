@@ -38,7 +38,12 @@ def bundle_with_engines(source: Bundle, folder: Path, **options: Any) -> Bundle:
 
 
 def write_engines(
-    bundle: Bundle, *, target: str = TARGET, opset: int = 18, **changes: Any
+    bundle: Bundle,
+    *,
+    target: str = TARGET,
+    opset: int = 18,
+    built_with: str = "10.3.0",
+    **changes: Any,
 ) -> None:
     """Write fake engines of every graph; ``changes`` replace fields of the records."""
     folder = engine_folder(bundle.path, target)
@@ -52,7 +57,7 @@ def write_engines(
                 {name: (r.min, r.opt, r.max) for name, r in profile.inputs.items()}
                 for profile in record.profiles
             ],
-            version=record.tensorrt_version,
+            version=built_with,
         )
         file = engine_file(folder, spec.name)
         file.write_bytes(engine)

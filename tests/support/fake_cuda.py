@@ -87,9 +87,16 @@ class FakeGpu:
         """Bytes allocated."""
         return sum(len(each.values) for each in self.allocations.values())
 
+    def reset(self) -> None:
+        """Begin anew, as a process after one that failed."""
+        self.misuses.clear()
+        self.allocations.clear()
+        self._streams.clear()
+        self.num_contexts = 0
+
     def check(self) -> None:
         """Fail if anything was misused, or is left."""
-        assert self.misuses == []
+        assert not self.misuses, self.misuses
         assert self.allocations == {}, f"{len(self.allocations)} allocations leaked"
         assert self._streams == {}, "a stream leaked"
         assert self.num_contexts == 0, "the primary context was not released"

@@ -47,20 +47,40 @@ class DeviceMemory:
         self.num_bytes = 0
         self._unused: dict[int, list[int]] = defaultdict(list)
         self._held: list[object] = []
+        self._num_in_use = 0
+        self._is_closing = False
         self.stream = driver.create_stream()
 
     def __del__(self) -> None:
-        # Buffers hold their memory, so none is left by now. At exit the driver frees everything.
-        if self.stream and not sys.is_finalizing():
-            with contextlib.suppress(BackendError):  # a GPU that failed frees nothing any more
-                self.trim()
-                self.driver.destroy_stream(self.stream)
-                self.driver.close()
+        self.close()
+
+    def close(self) -> None:
+        """Give everything back, once the last buffer in use has gone.
+
+        Buffers refer to their memory and so usually go first; where objects refer to each other in
+        a circle, as around an exception, Python may finalise them in any order.
+        """
+        self._is_closing = True
+        self._finish_closing()
+
+    def _finish_closing(self) -> None:
+        # At exit the driver frees everything by itself.
+        if self._num_in_use or not self.stream or sys.is_finalizing():
+            return
+        stream, self.stream = self.stream, 0
+        with contextlib.suppress(BackendError):  # a GPU that failed frees nothing any more
+            self.driver.synchronise(stream)
+            self._held.clear()
+            self._free_unused(list(self._unused))
+            self.driver.destroy_stream(stream)
+            self.driver.close()
 
     def acquire(self, num_bytes: int) -> Buffer:
         """Return a buffer of exactly this size, an unused one if there is any."""
         unused = self._unused[num_bytes]
-        return Buffer(self, unused.pop() if unused else self._allocate(num_bytes), num_bytes)
+        address = unused.pop() if unused else self._allocate(num_bytes)
+        self._num_in_use += 1
+        return Buffer(self, address, num_bytes)
 
     def acquire_for(self, num_bytes: int) -> Buffer:
         """Return a buffer of at least this size; sizes that are close to one another share."""
@@ -68,11 +88,15 @@ class DeviceMemory:
 
     def reserve(self, num_bytes: int, *, count: int) -> None:
         """Allocate ``count`` more buffers of this size now, so that none is missing later."""
-        self._unused[num_bytes] += [self._allocate(num_bytes) for _ in range(count)]
+        for _ in range(count):
+            self._unused[num_bytes].append(self._allocate(num_bytes))
 
     def give_back(self, address: int, num_bytes: int) -> None:
         """Take an unused buffer back; called by the buffer itself."""
         self._unused[num_bytes].append(address)
+        self._num_in_use -= 1
+        if self._is_closing:
+            self._finish_closing()
 
     def hold(self, thing: object) -> None:
         """Keep something alive until the next synchronisation: the device may still read it."""
@@ -80,13 +104,17 @@ class DeviceMemory:
 
     def synchronise(self) -> None:
         """Wait until everything that was enqueued has ended."""
-        self.driver.synchronise(self.stream)
+        if self.stream:
+            self.driver.synchronise(self.stream)
         self._held.clear()
 
     def trim(self, num_bytes: int | None = None) -> None:
         """Give unused buffers back to the device: all, or those of one size."""
         self.synchronise()
-        for size in list(self._unused) if num_bytes is None else [num_bytes]:
+        self._free_unused(list(self._unused) if num_bytes is None else [num_bytes])
+
+    def _free_unused(self, sizes: list[int]) -> None:
+        for size in sizes:
             for address in self._unused.pop(size, ()):
                 self.driver.free(address)
                 self.num_bytes -= size
@@ -163,15 +191,15 @@ class DeviceTensor:
                 )
         return self._buffer.address
 
-    def host_address(self) -> int:
-        """Return where the values are on the host, aligned as TensorRT asks."""
+    def host_values(self) -> NDArray[Any]:
+        """Return the values in a row on the host, aligned as TensorRT asks."""
         if self._aligned is None:
             values = self.values()
             room = np.empty(values.nbytes + ALIGNMENT, np.uint8)
             start = -room.ctypes.data % ALIGNMENT
             self._aligned = room[start : start + values.nbytes].view(self.dtype)
             self._aligned[:] = values.ravel()
-        return int(self._aligned.ctypes.data)
+        return self._aligned
 
     def values(self) -> NDArray[Any]:
         """Return the values on the host; waits for the device if they are only there."""

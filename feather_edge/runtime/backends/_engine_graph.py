@@ -111,8 +111,10 @@ class EngineGraph(Graph):
         for name in (tensor.name for tensor in self._spec.inputs):
             tensor = inputs[name]
             if name in self._on_host:
-                self._memory.hold(tensor)  # read until the work has ended
-            address = tensor.host_address() if name in self._on_host else tensor.device_address()
+                address = tensor.host_values().ctypes.data
+                self._memory.hold(tensor.host_values())  # read until the work has ended
+            else:
+                address = tensor.device_address()
             self._expect(context.set_input_shape(name, tensor.shape), f"take the shape of {name}")
             self._expect(context.set_tensor_address(name, address), f"take the address of {name}")
         self._infer_shapes(context)
@@ -136,21 +138,22 @@ class EngineGraph(Graph):
             tensor = inputs.get(spec.name)
             if tensor is None:
                 raise BackendError(f"graph {self._spec.name} misses input {spec.name}")
-            if tensor.dtype != spec.dtype:
+            if tensor.dtype != spec.dtype or len(tensor.shape) != len(spec.shape):
                 raise BackendError(
-                    f"graph {self._spec.name} got {spec.name} as {tensor.dtype}, but takes "
-                    f"{spec.dtype}"
+                    f"graph {self._spec.name} got {spec.name} as {tensor.dtype} "
+                    f"{list(tensor.shape)}, but takes {spec.dtype} {list(spec.shape)}"
                 )
             on_host = spec.name in self._on_host
             sizes[spec.name] = tuple(tensor.values().tolist()) if on_host else tensor.shape
-        misfits = [
-            [name for name, size in sizes.items() if not each.profile.inputs[name].contains(size)]
+        distances = [
+            {name: each.profile.inputs[name].distance(size) for name, size in sizes.items()}
             for each in self._contexts
         ]
-        best = min(range(len(misfits)), key=lambda index: len(misfits[index]))
-        if not misfits[best]:
+        best = min(range(len(distances)), key=lambda index: sum(distances[index].values()))
+        if not any(distances[best].values()):
             return self._contexts[best]
-        name, profile = misfits[best][0], self._contexts[best].profile
+        name = next(name for name, distance in distances[best].items() if distance)
+        profile = self._contexts[best].profile
         span = profile.inputs[name]
         raise BackendError(
             f"graph {self._spec.name} got {name} {list(sizes[name])}, but the profile "
@@ -180,8 +183,8 @@ class EngineGraph(Graph):
                 largest = each.profile.inputs[spec.name].max
                 if spec.name in self._on_host:
                     values = np.array(largest, spec.dtype)
-                    held.append(DeviceTensor.of_array(self._memory, values))
-                    each.context.set_tensor_address(spec.name, held[-1].host_address())
+                    held.append(DeviceTensor.of_array(self._memory, values).host_values())
+                    each.context.set_tensor_address(spec.name, held[-1].ctypes.data)
                     largest = values.shape
                 self._expect(
                     each.context.set_input_shape(spec.name, largest), f"take {spec.name} {largest}"
