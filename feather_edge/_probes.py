@@ -67,6 +67,8 @@ def run_tensorrt(backend: str) -> None:
     context.set_device_memory(scratch.address, scratch.num_bytes)
     x = DeviceTensor.of_array(memory, np.array([2.5], np.float32))
     y = DeviceTensor(memory, shape=x.shape, dtype=x.dtype)
+    context.set_input_shape("x", x.shape)
+    context.infer_shapes()
     for name, tensor in (("x", x), ("y", y)):
         context.set_tensor_address(name, tensor.device_address())
     if not context.execute_async_v3(memory.stream) or y.values() != x.values():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from feather_edge.errors import RequestError
+from feather_edge.errors import BackendError, RequestError
 from feather_edge.evaluate.parity import compare, count_equal, is_top_k, overlap
 from feather_edge.evaluate.parity_report import (
     AnswerReport,
@@ -188,9 +188,13 @@ def _opset_under_test(
     return forms[0] if opset is None else opset
 
 
-def _answer(session: Session, sample: Sample) -> Result:
+def _answer(session: Session, sample: Sample) -> Result | BackendError:
+    """Return an answer, or why there is none: the graphs are compared in any case."""
     limit = min(MAX_NEW_TOKENS, session.bundle.manifest.max_new_tokens or MAX_NEW_TOKENS)
-    return session.generate(sample.image, sample.prompt, max_new_tokens=limit)
+    try:
+        return session.generate(sample.image, sample.prompt, max_new_tokens=limit)
+    except BackendError as error:
+        return error.with_traceback(None)
 
 
 def _replay(
@@ -244,7 +248,12 @@ def _compare_tensors(run: GraphRun, found: dict[str, NDArray[Any]]) -> Iterator[
         )
 
 
-def _compare_answers(sample: str, found: Result, reference: Result) -> AnswerReport:
+def _compare_answers(
+    sample: str, found: Result | BackendError, reference: Result | BackendError
+) -> AnswerReport:
+    failures = [str(each) for each in (found, reference) if isinstance(each, BackendError)]
+    if isinstance(found, BackendError) or isinstance(reference, BackendError):
+        return AnswerReport(sample=sample, failure=failures[0])
     return AnswerReport(
         sample=sample,
         reference=reference.text,

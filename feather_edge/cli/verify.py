@@ -98,4 +98,5 @@ def _print(report: VerifyReport, *, with_all: bool) -> None:
     )
     for each in report.answers:
         equal = f"{each.num_equal_tokens} of {each.num_tokens} tokens equal"
-        click.echo(f"{each.sample}: {equal}; {each.answer!r}, reference {each.reference!r}")
+        texts = f"{equal}; {each.answer!r}, reference {each.reference!r}"
+        click.echo(f"{each.sample}: {each.failure or texts}")

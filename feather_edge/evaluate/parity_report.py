@@ -38,14 +38,18 @@ class KeptReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AnswerReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer from picture to text; ``overlaps`` are of the kept indices, stage by stage."""
+    """One answer from picture to text; ``overlaps`` are of the kept indices, stage by stage.
+
+    ``failure`` says why there is none.
+    """
 
     sample: str
-    reference: str
-    answer: str
-    num_tokens: int
-    num_equal_tokens: int
-    overlaps: tuple[float, ...]
+    reference: str = ""
+    answer: str = ""
+    num_tokens: int = 0
+    num_equal_tokens: int = 0
+    overlaps: tuple[float, ...] = ()
+    failure: str | None = None
 
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +103,9 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
                     f"{pair}: {each.graph} ({each.sample}) keeps {each.overlap:.1%} of the "
                     f"reference's rows, less than {self.lowest_overlap:.1%}"
                 )
+        for answer in self.answers:
+            if answer.failure is not None:
+                raise ParityError(f"{pair}: no answer to {answer.sample}: {answer.failure}")
 
 
 def worst_samples(tensors: Sequence[TensorReport]) -> tuple[TensorReport, ...]:

@@ -6,7 +6,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from support.fake_tensorrt import fake_engine
+from support.fake_tensorrt_builder import fake_engine
 
 from feather_edge.bundle import Bundle
 from feather_edge.engine_record import (

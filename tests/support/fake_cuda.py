@@ -13,11 +13,12 @@ import contextlib
 import ctypes
 import itertools
 import threading
-from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint64, c_void_p
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from support.fake_libcuda import FakeLibrary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -80,7 +81,7 @@ class FakeGpu:
         self._threads: set[int] = set()
         self._streams: dict[int, list[tuple[list[Allocation], Callable[[], None]]]] = {}
         self._handles = itertools.count(0x5000, 16)
-        self.library = _Library(self)
+        self.library = FakeLibrary(self)
 
     @property
     def used_bytes(self) -> int:
@@ -285,50 +286,6 @@ def _ended(touched: list[Allocation], stream: int) -> None:
 def _store(address: int, kind: Any, value: Any) -> int:
     ctypes.cast(address, POINTER(kind))[0] = value
     return SUCCESS
-
-
-PROTOTYPES: dict[str, tuple[Any, ...]] = {
-    "cuInit": (c_uint,),
-    "cuDriverGetVersion": (c_void_p,),
-    "cuDeviceGet": (c_void_p, c_int),
-    "cuDeviceGetName": (c_void_p, c_int, c_int),
-    "cuDeviceGetAttribute": (c_void_p, c_int, c_int),
-    "cuDevicePrimaryCtxRetain": (c_void_p, c_int),
-    "cuDevicePrimaryCtxRelease_v2": (c_int,),
-    "cuCtxSetCurrent": (c_void_p,),
-    "cuMemGetInfo_v2": (c_void_p, c_void_p),
-    "cuMemAlloc_v2": (c_void_p, c_size_t),
-    "cuMemFree_v2": (c_uint64,),
-    "cuMemcpyHtoDAsync_v2": (c_uint64, c_void_p, c_size_t, c_void_p),
-    "cuMemcpyDtoHAsync_v2": (c_void_p, c_uint64, c_size_t, c_void_p),
-    "cuMemcpyDtoDAsync_v2": (c_uint64, c_uint64, c_size_t, c_void_p),
-    "cuStreamCreate": (c_void_p, c_uint),
-    "cuStreamSynchronize": (c_void_p,),
-    "cuStreamDestroy_v2": (c_void_p,),
-    "cuGetErrorName": (c_int, c_void_p),
-}
-"""As declared in cuda.h, written down a second time on purpose."""
-
-
-class _Library:
-    """The functions as C function pointers; a misuse becomes a record and an error status."""
-
-    def __init__(self, gpu: FakeGpu) -> None:
-        for name, arguments in PROTOTYPES.items():
-            prototype = ctypes.CFUNCTYPE(c_int, *arguments)
-            setattr(self, name, prototype(self._guarded(gpu, name)))
-
-    @staticmethod
-    def _guarded(gpu: FakeGpu, name: str) -> Callable[..., int]:
-        def call(*args: Any) -> int:
-            gpu.counts[name] = gpu.counts.get(name, 0) + 1
-            try:
-                return int(getattr(gpu, name)(*args))
-            except Exception as error:  # C functions do not raise
-                gpu.misuses.append(f"{name}: {error or type(error).__name__}")
-                return ILLEGAL_ADDRESS
-
-        return call
 
 
 @contextlib.contextmanager

@@ -19,23 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 from support.fake_cuda import Misuse
+from support.fake_tensorrt_builder import MAGIC, Builder, DataType
 
 if TYPE_CHECKING:
     from support.fake_cuda import Allocation, FakeGpu
 
-__all__ = ["fake_engine", "fake_tensorrt"]
-
-MAGIC = "fake engine"
-
-
-class DataType(enum.Enum):
-    """TensorRT's types, valued as ONNX Runtime names them."""
-
-    FLOAT = "tensor(float)"
-    HALF = "tensor(float16)"
-    INT64 = "tensor(int64)"
-    BOOL = "tensor(bool)"
-    INT32 = "tensor(int32)"
+__all__ = ["fake_tensorrt"]
 
 
 NUMPY = {
@@ -55,17 +44,6 @@ class ILogger:
         self.is_initialised = True
 
 
-def fake_engine(
-    model: Path, profiles: list[dict[str, Any]], *, version: str, scratch_bytes: int = 4096
-) -> bytes:
-    """Return the bytes of an engine for ``model``; profiles map inputs to (min, opt, max)."""
-    document = {
-        "magic": MAGIC, "model": str(model), "profiles": profiles, "version": version,
-        "scratch_bytes": scratch_bytes,
-    }  # fmt: skip
-    return json.dumps(document).encode()
-
-
 def fake_tensorrt(gpu: FakeGpu, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
     """Return the module; ``module.contexts`` lists the contexts that were made."""
     module: Any = types.ModuleType(name)
@@ -80,6 +58,9 @@ def fake_tensorrt(gpu: FakeGpu, *, version: str = "10.3.0", name: str = "tensorr
     registry = types.SimpleNamespace(load_library=partial(_load_library, module.libraries))
     module.get_plugin_registry = lambda: registry
     module.Runtime = partial(_Runtime, gpu, module)
+    module.DataType = DataType
+    module.Builder = partial(Builder, version)
+    module.NetworkDefinitionCreationFlag = types.SimpleNamespace(STRONGLY_TYPED=1)
     return module
 
 

@@ -2,8 +2,8 @@
 
 The driver's own library is called through ctypes. It is on every machine that can run an engine,
 from JetPack 6 on, it needs no package, and no version of a package has to match it. Bindings that
-carry a CUDA runtime do have to match: what pip takes today is made for CUDA 13 and refuses the
-driver of JetPack 6. TensorRT works in the device's primary context, and so does this.
+carry a CUDA runtime do have to match: the newest are made for CUDA 13, which the driver of JetPack
+6 is too old for. TensorRT works in the device's primary context, and so does this.
 
 Addresses and streams are plain integers; ``_device_memory`` gives them owners. Sizes are in bytes.
 The functions keep their names and argument types from CUDA 4 on, ``_v2`` included; TensorRT's

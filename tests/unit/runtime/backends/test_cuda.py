@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from support.fake_cuda import PROTOTYPES, expect_misuse
+from support.fake_cuda import expect_misuse
+from support.fake_libcuda import PROTOTYPES
 
 from feather_edge.errors import BackendError
 from feather_edge.runtime.backends import _cuda

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from support.engines import CAPACITY, MAX_ROWS, TARGET, bundle_with_engines, write_engines
-from support.fake_tensorrt import DataType, fake_tensorrt
+from support.fake_tensorrt import fake_tensorrt
+from support.fake_tensorrt_builder import DataType
 
 from feather_edge.errors import BackendError
 from feather_edge.recipes import ExportRecipe
@@ -286,7 +287,7 @@ def test_the_feeds_choose_the_profile(bundle: Bundle, trt: Any) -> None:
             1,
             CAPACITY,
             1,
-            f"the profile decode of its engine takes [1, 2, 1, 16] to [1, 2, {CAPACITY - 1}",
+            f"attention_mask [1, 1, 1, {CAPACITY + 1}], but the profile decode",
         ),
         (2, 5, 1, "the profile decode"),
         (9, 0, 0, "num_kept [0], but the profile prefill of its engine takes [1] to [96]"),
