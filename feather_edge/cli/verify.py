@@ -68,8 +68,8 @@ def command(
 
     if (image is None) != (prompt is None):
         raise click.UsageError("--image and --prompt go together")
-    samples = [Sample(name=image.name, image=image, prompt=prompt)] if image and prompt else []
-    report = verify(Bundle.open(bundle), samples=samples, **options)  # type: ignore[arg-type]
+    own = () if image is None else (Sample(name=image.name, image=image, prompt=prompt or ""),)
+    report = verify(Bundle.open(bundle), samples=own, **options)  # type: ignore[arg-type]
     if as_json:
         emit_json(report)
     else:
@@ -97,6 +97,4 @@ def _print(report: VerifyReport, *, with_all: bool) -> None:
         ],
     )
     for each in report.answers:
-        equal = f"{each.num_equal_tokens} of {each.num_tokens} tokens equal"
-        texts = f"{equal}; {each.answer!r}, reference {each.reference!r}"
-        click.echo(f"{each.sample}: {each.failure or texts}")
+        click.echo(each.summary)

@@ -51,6 +51,13 @@ class AnswerReport(msgspec.Struct, frozen=True, kw_only=True):
     overlaps: tuple[float, ...] = ()
     failure: str | None = None
 
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        equal = f"{self.num_equal_tokens} of {self.num_tokens} tokens equal"
+        texts = f"{equal}; {self.answer!r}, reference {self.reference!r}"
+        return f"{self.sample}: {self.failure or texts}"
+
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     """Everything ``feather-edge verify`` prints; ``first_bad`` is in the order of computation."""

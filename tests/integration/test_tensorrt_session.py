@@ -5,15 +5,20 @@ No GPU and no TensorRT is involved; see ``support.fake_tensorrt`` for what this 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from support.engines import TARGET, bundle_with_engines
 
+from feather_edge.cli import main
+from feather_edge.errors import BackendError
 from feather_edge.pruning import Pruning
 from feather_edge.recipes import ExportRecipe
+from feather_edge.runtime.backends import FakeBackend
 from feather_edge.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -58,3 +63,37 @@ def test_answers_are_those_of_onnx_runtime(
     for stage, reference in zip(found.stages, expected.stages, strict=True):
         np.testing.assert_array_equal(stage.kept_indices, reference.kept_indices)
     assert (found.backend, found.device) == ("tensorrt", "cuda")
+
+
+def test_a_target_needs_a_backend_by_name(exported: Bundle) -> None:
+    with pytest.raises(BackendError, match="target x goes with a backend's name"):
+        Session.open(exported, backend=FakeBackend(token_ids=[1]), target="x")
+
+
+@pytest.mark.usefixtures("trt")
+def test_several_requests_and_two_sessions_share_nothing(exported: Bundle, tmp_path: Path) -> None:
+    bundle = bundle_with_engines(exported, tmp_path / "bundle")
+    with (
+        Session.open(bundle, backend="tensorrt") as one,
+        Session.open(bundle, backend="tensorrt") as two,
+    ):
+        streams = [
+            session.stream(picture(seed), "hi", max_new_tokens=5)
+            for seed, session in enumerate((one, two, one))
+        ]
+        interleaved = [[next(stream).token_id for stream in streams] for _ in range(5)]
+    with Session.open(bundle, backend="onnxruntime") as session:
+        for seed in range(3):
+            expected = session.generate(picture(seed), "hi", max_new_tokens=5).token_ids
+            assert [step[seed] for step in interleaved] == list(expected)
+
+
+def test_the_command_runs_engines(trt: Any, exported: Bundle, tmp_path: Path) -> None:
+    bundle = bundle_with_engines(exported, tmp_path / "bundle")
+    picture().save(tmp_path / "a.png")
+    ask = ["run", str(bundle.path), "--image", str(tmp_path / "a.png"), "--prompt", "hi"]
+    ask += ["--max-new-tokens", "3", "--backend", "tensorrt", "--target", TARGET, "--json"]
+    result = CliRunner().invoke(main, ask)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["backend"] == "tensorrt"
+    assert trt.contexts

@@ -22,13 +22,15 @@ __all__ = [
 ]
 
 
-def create_backend(name: str, bundle: Bundle, *, target: str | None = None) -> Backend:
-    """Return the backend called ``name`` for the graphs of a bundle.
+def create_backend(
+    name: str, bundle: Bundle | None = None, *, target: str | None = None
+) -> Backend:
+    """Return the backend called ``name``.
 
     Args:
         name: one of ``BACKEND_NAMES``; ``auto`` runs the ONNX graphs themselves.
-        bundle: whose graphs or engines.
-        target: whose engines, for a backend that runs engines; None takes the only ones there are.
+        bundle: whose engines, for a backend that runs engines.
+        target: which of its engines; None takes the only ones there are.
 
     Raises:
         BackendError: if the name is unknown, the backend's package is not installed, or the
@@ -37,6 +39,8 @@ def create_backend(name: str, bundle: Bundle, *, target: str | None = None) -> B
     if name not in BACKEND_NAMES:
         raise BackendError(f"backend {name!r} is unknown; choose {', '.join(BACKEND_NAMES)}")
     if name in ENGINE_BACKENDS:
+        if bundle is None:
+            raise BackendError(f"backend {name} runs the engines of a bundle; give the bundle")
         from feather_edge.runtime.backends.tensorrt import TensorRTBackend
 
         return TensorRTBackend(bundle, target=target, name=name)
