@@ -15,7 +15,7 @@ import pytest
 import torch
 from support.images import random_images, scene_questions
 from support.reference import ReferenceLlava, ReferencePruning
-from support.shipped import shipped_checkpoint
+from support.shipped import CHECKPOINT
 
 from feather_edge import Session
 from feather_edge.pruning import Pruning
@@ -23,7 +23,7 @@ from feather_edge.recipes import ExportRecipe, load_recipe
 from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from support.bundles import BundleFactory, Exported
 
@@ -126,7 +126,7 @@ def tiny(request: pytest.FixtureRequest, bundles: BundleFactory) -> Pair:
 @pytest.fixture(scope="module")
 def shipped(bundles: BundleFactory) -> Pair:
     """The shipped model, exported with its own recipe."""
-    return open_pair(bundles.export(shipped_checkpoint(bundles), recipe=SHIPPED_RECIPE))
+    return open_pair(bundles.export(CHECKPOINT, recipe=SHIPPED_RECIPE))
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,8 @@ def test_feather_at_its_extremes(
 def test_stages_anywhere_in_the_decoder(
     bundles: BundleFactory, stages: tuple[int, ...], method: str
 ) -> None:
-    exported = bundles(num_layers=6, image_size=56, recipe=ExportRecipe(stages=stages))
+    recipe = ExportRecipe(stages=stages, prune="fastv")
+    exported = bundles(num_layers=6, image_size=56, recipe=recipe)
     ratios = {1: (0.3,), 3: (0.6, 0.3, 0.1)}[len(stages)]
     pruning = ReferencePruning(method=method, stages=stages, keep_ratio=ratios)
 
@@ -221,7 +222,7 @@ def test_shipped_model_unpruned_answers_as_transformers(shipped: Pair) -> None:
 
 @pytest.mark.parametrize(("method", "selection"), KINDS)
 def test_shipped_model_keeps_and_answers_as_the_reference(
-    shipped: Pair, method: str, selection: str, record_property: Callable[[str, object], None]
+    shipped: Pair, method: str, selection: str
 ) -> None:
     pruning = shipped_pruning(method, selection)
 
@@ -230,8 +231,7 @@ def test_shipped_model_keeps_and_answers_as_the_reference(
         for image, question in scene_questions(NUM_SCENES)
     )
 
-    record_property("runs_set_apart_by_a_tie", num_tied)
-    assert num_tied <= MAX_TIED_RUNS
+    assert num_tied <= MAX_TIED_RUNS  # 0 of 250 when this was written
 
 
 def test_shipped_model_about_two_scenes(shipped: Pair) -> None:
