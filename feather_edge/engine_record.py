@@ -39,7 +39,7 @@ __all__ = [
     "rebuild_command",
 ]
 
-ProfileName = Literal["prefill", "decode", "images"]
+ProfileName = Literal["prefill", "decode", "both", "images"]
 EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
 ENGINES_FOLDER = "engines"
 

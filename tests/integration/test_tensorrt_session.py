@@ -97,3 +97,13 @@ def test_the_command_runs_engines(trt: Any, exported: Bundle, tmp_path: Path) ->
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["backend"] == "tensorrt"
     assert trt.contexts
+
+
+def test_one_profile_for_prefill_and_decode(trt: Any, exported: Bundle, tmp_path: Path) -> None:
+    bundle = bundle_with_engines(exported, tmp_path / "bundle", one_profile=True)
+    answers = []
+    for backend in ("onnxruntime", "tensorrt"):
+        with Session.open(bundle, backend=backend) as session:
+            answers.append(session.generate(picture(), "hi", max_new_tokens=4).token_ids)
+    assert answers[0] == answers[1]
+    assert {run.profile for context in trt.contexts for run in context.executions} == {0}

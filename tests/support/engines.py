@@ -43,6 +43,7 @@ def write_engines(
     target: str = TARGET,
     opset: int = 18,
     built_with: str = "10.3.0",
+    one_profile: bool = False,
     **changes: Any,
 ) -> None:
     """Write fake engines of every graph; ``changes`` replace fields of the records."""
@@ -51,6 +52,8 @@ def write_engines(
     for spec in (bundle.vision_encoder, *bundle.decoders):
         (form,) = [each for each in spec.forms if each.opset == opset]
         record = _record(bundle, spec, form, target)
+        if one_profile and spec.name != "vision_encoder":
+            record = msgspec.structs.replace(record, profiles=(_spanning_profile(spec),))
         engine = fake_engine(
             bundle.path / form.file,
             [
@@ -97,6 +100,13 @@ def _profiles(spec: GraphSpec) -> tuple[OptimizationProfile, ...]:
     decode = {"batch": batch, "sequence": (1, 1), "past_sequence": (1, CAPACITY - 1),
               "total_sequence": (2, CAPACITY)}  # fmt: skip
     return (_profile("prefill", spec, prefill, MAX_ROWS), _profile("decode", spec, decode, 1))
+
+
+def _spanning_profile(spec: GraphSpec) -> OptimizationProfile:
+    past, total = (0, CAPACITY - 1), (1, MAX_ROWS + CAPACITY - 1)
+    sizes = {"batch": (1, 1), "sequence": (1, MAX_ROWS), "past_sequence": past,
+             "total_sequence": total}  # fmt: skip
+    return _profile("both", spec, sizes, MAX_ROWS)
 
 
 def _profile(

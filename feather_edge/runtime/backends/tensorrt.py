@@ -11,6 +11,7 @@ differ from step to step (docs/log.md).
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feather_edge.engine_record import (
@@ -30,7 +31,6 @@ from feather_edge.runtime.backends.base import Backend, Graph, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from feather_edge.bundle import Bundle
     from feather_edge.engine_record import EngineRecord
     from feather_edge.graphs import GraphSpec
+
+
+PLUGIN_FOLDER = Path("engines/out")
 
 
 class TensorRTBackend(Backend):
@@ -105,21 +108,31 @@ class TensorRTBackend(Backend):
         return tensor.take_rows(rows)
 
     def _load_plugin(self, folder: Path, record: EngineRecord) -> str | None:
-        """Load the plugin of an engine, which lies beside it; returns its hash."""
+        """Load the plugin that an engine was built with; returns its hash.
+
+        It lies beside the engines, or where ``build-plugin`` writes it.
+        """
         if record.plugin is None:
             return None
-        library = folder / record.plugin
-        if not library.is_file():
+        places = [folder / record.plugin, PLUGIN_FOLDER / record.plugin]
+        found = {_sha256(place): place for place in reversed(places) if place.is_file()}
+        if not found:
             raise BackendError(
-                f"the engine of {record.graph} needs the plugin {record.plugin}, which is not in "
-                f"{folder}; copy it there, or rebuild with: "
+                f"the engine of {record.graph} needs the plugin {record.plugin}, which is neither "
+                f"in {folder} nor in {PLUGIN_FOLDER}; copy it there, or rebuild with: "
                 f"{rebuild_command(self._bundle.path, self._target)}"
             )
-        digest = hashlib.sha256(library.read_bytes()).hexdigest()
-        if digest == record.plugin_sha256 and digest not in self._plugins:
-            self._library.load_plugin(library)
+        digest = str(record.plugin_sha256)
+        if digest not in found:
+            return next(iter(found))  # the comparison with the record refuses it
+        if digest not in self._plugins:
+            self._library.load_plugin(found[digest])
             self._plugins.add(digest)
         return digest
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _choose_target(bundle: Bundle, target: str | None) -> str:

@@ -212,9 +212,21 @@ def test_a_plugin_is_loaded_once(bundle: Bundle, trt: Any) -> None:
     assert len(graphs) == 2
 
 
+def test_a_plugin_is_found_where_it_was_built(
+    bundle: Bundle, trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin_bundle(bundle, b"older code")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "engines" / "out").mkdir(parents=True)
+    (tmp_path / "engines" / "out" / "libplugin.so").write_bytes(b"code")
+    graph = open_graph(bundle, TensorRTBackend(bundle, name="tensorrt"))
+    assert trt.libraries == ["engines/out/libplugin.so"]
+    del graph
+
+
 def test_a_plugin_that_is_missing_or_another(bundle: Bundle) -> None:
     plugin_bundle(bundle, None)
-    assert "the engine of decoder_0 needs the plugin libplugin.so, which is not in" in refusal(
+    assert "the engine of decoder_0 needs the plugin libplugin.so, which is neither in" in refusal(
         bundle
     )
     plugin_bundle(bundle, b"other code")
