@@ -85,6 +85,8 @@ class OnnxRuntimeBackend(Backend):
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self._num_threads
+        # Each graph has a pool of its own; waiting threads that spin would starve the next graph.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return options
 
     def upload(self, array: NDArray[np.generic]) -> Tensor:
