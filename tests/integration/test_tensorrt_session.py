@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from support.engines import TARGET, bundle_with_engines
+from support.fake_engines import TARGET, bundle_with_engines
 
 from feather_edge.cli import main
 from feather_edge.errors import BackendError

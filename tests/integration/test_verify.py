@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from support.engines import TARGET, bundle_with_engines
+from support.fake_engines import TARGET, bundle_with_engines
 
 from feather_edge.bundle import Bundle
 from feather_edge.cli import main

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support.engines import CAPACITY, MAX_ROWS, TARGET, bundle_with_engines, write_engines
+from support.fake_engines import CAPACITY, MAX_ROWS, TARGET, bundle_with_engines, write_engines
 from support.fake_tensorrt import fake_tensorrt
 from support.fake_tensorrt_builder import DataType
 
