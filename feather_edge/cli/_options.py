@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKENDS",
+    "Callback",
+    "all_of",
     "backend_option",
     "backend_options",
     "emit_json",
@@ -80,7 +82,7 @@ def parse_stages(
         ) from None
 
 
-def _all_of(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Callback]:
+def all_of(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Callback]:
     """Join decorators into one; help shows the options in this order."""
 
     def add(callback: Callback) -> Callback:
@@ -93,7 +95,7 @@ def _all_of(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Ca
 
 def pruning_options(*, default: str) -> Callable[[Callback], Callback]:
     """Add the options that choose a pruning; `default` says where values left out come from."""
-    return _all_of(
+    return all_of(
         click.option(
             "--prune",
             type=click.Choice(get_args(CriterionName)),
@@ -140,7 +142,7 @@ def stages_option(*, default: str, help_text: str) -> Callable[[Callback], Callb
     )
 
 
-sampling_options = _all_of(
+sampling_options = all_of(
     click.option(
         "--temperature",
         type=click.FloatRange(min=0),
@@ -172,7 +174,7 @@ target_option = click.option(
     help="Whose engines a TensorRT backend runs, as build-engine --target had it.",
 )
 
-backend_options = _all_of(
+backend_options = all_of(
     click.option(
         "--backend",
         type=click.Choice(BACKENDS),
