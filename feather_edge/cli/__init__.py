@@ -17,7 +17,7 @@ from feather_edge.errors import FeatherEdgeError
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = ("export", "inspect", "run", "demo", "build-plugin", "recipes", "doctor")
+COMMANDS = ("export", "inspect", "run", "verify", "demo", "build-plugin", "recipes", "doctor")
 
 
 class _LazyGroup(click.Group):
