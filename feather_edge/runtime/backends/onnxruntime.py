@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from feather_edge.errors import BackendError
 from feather_edge.runtime.backends.base import Backend, Graph, Tensor
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from feather_edge.graphs import GraphSpec
@@ -95,8 +96,8 @@ class OnnxRuntimeBackend(Backend):
 
     def download(self, tensor: Tensor) -> NDArray[Any]:
         """See ``Backend.download``."""
-        array: NDArray[Any] = tensor.numpy()
-        return array
+        # A copy: what ``numpy`` returns may end with the handle.
+        return np.array(tensor.numpy())
 
 
 class _OnnxRuntimeGraph(Graph):
