@@ -1,0 +1,1 @@
+"""Stage 2: engines of a bundle's graphs, built where they will run."""
