@@ -1,6 +1,4 @@
 # The same checks as .ci/run, one by one, in the environment that is active.
-WHEEL_DIR ?= dist
-SOURCES = feather_edge tests tools
 
 .PHONY: help setup format format-check lint types layers test docs wheel check
 
@@ -11,14 +9,14 @@ setup: ## install the package, editable, with everything that development needs
 	python -m pip install -e '.[dev]'
 
 format: ## rewrite the sources in the house format
-	ruff format $(SOURCES)
-	ruff check --fix-only --quiet $(SOURCES)
+	ruff format .
+	ruff check --fix-only --quiet .
 
 format-check: ## fail if `make format` would change a file
-	ruff format --check $(SOURCES)
+	ruff format --check .
 
 lint: ## rules of pyproject.toml, each exception with its reason
-	ruff check $(SOURCES)
+	ruff check .
 
 types: ## mypy, strict
 	mypy
@@ -32,7 +30,7 @@ test: ## all tests, with coverage
 docs: ## write docs/cli.md from the commands' own help
 	python tools/write_cli_reference.py
 
-wheel: ## build the wheel into WHEEL_DIR
-	python -m build --wheel --outdir $(WHEEL_DIR)
+wheel: ## build the wheel into dist/
+	python -m build --wheel --outdir dist
 
 check: format-check lint types layers test wheel ## all of the above

@@ -53,7 +53,7 @@ _RecipeType = TypeVar("_RecipeType", bound=msgspec.Struct)
 
 
 class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an export decides. Only `stages` and `precision` are fixed in the graphs.
+    """What an export decides. Only `stages`, `precision` and `opset` are fixed in the graphs.
 
     Attributes:
         stages: visual tokens are pruned before these decoder layers, ascending, counted from 0.
@@ -198,6 +198,7 @@ def override(
     stride: int | None = None,
     selection: SelectionName | None = None,
     precision: Precision | None = None,
+    opset: OpsetName | None = None,
     seed: int | None = None,
 ) -> ExportRecipe:
     """Return `recipe` with the given options in place of its own; None keeps what it says.
@@ -212,6 +213,7 @@ def override(
         "stride": stride,
         "selection": selection,
         "precision": precision,
+        "opset": opset,
         "seed": seed,
     }
     given = {name: value for name, value in options.items() if value is not None}

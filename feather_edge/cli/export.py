@@ -9,7 +9,7 @@ import click
 
 from feather_edge.cli._options import emit_json, json_option, pruning_options, stages_option
 from feather_edge.cli._progress import progress_bar
-from feather_edge.recipes import Precision, default_recipe_name, load_recipe, override
+from feather_edge.recipes import OpsetName, Precision, default_recipe_name, load_recipe, override
 
 
 @click.command(
@@ -40,6 +40,12 @@ from feather_edge.recipes import Precision, default_recipe_name, load_recipe, ov
     show_default="from the recipe",
     help="Of weights and activations.",
 )
+@click.option(
+    "--opset",
+    type=click.Choice(get_args(OpsetName)),
+    show_default="from the recipe",
+    help="Form of the graphs: 18 for TensorRT before 10.15, 23 for all else; weights are shared.",
+)
 @click.option("-f", "--force", is_flag=True, help="Replace a bundle that exists.")
 @json_option
 def command(
@@ -55,7 +61,7 @@ def command(
 
     Reads CHECKPOINT: a local Hugging Face folder, a hub id (extra `hub`), or `demo` for the model
     that ships with feather-edge. Writes a folder with graphs, embeddings, tokenizer and
-    manifest.json. Layers and precision are fixed here; the rest are defaults of later requests.
+    manifest.json. Layers, precision and opset are fixed here; the rest are defaults of requests.
     """
     from feather_edge.checkpoint import resolve_checkpoint
     from feather_edge.export.pipeline import export

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from feather_edge.errors import CheckpointError
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
@@ -138,6 +136,7 @@ class GraphBuilder:
         self,
         *sources: str,
         shape: tuple[int, ...],
+        first_dims: Sequence[int] | None = None,
         name: str | None = None,
         transpose: bool = False,
         dtype: DType | None = None,
@@ -146,22 +145,18 @@ class GraphBuilder:
 
         Args:
             sources: canonical tensor names (see ``Weights``).
-            shape: expected shape of each source, except that joined sources may differ in their
-                first dimension; ``-1`` accepts any first dimension.
+            shape: expected shape of what is joined.
+            first_dims: how its first dimension falls to the sources, when there are several.
             name: name in the graph; defaults to the first source's.
             transpose: store ``[out, in]`` as ``[in, out]``, which MatMul wants.
             dtype: defaults to the graph's.
         """
-        views = [self._weights.tensor(source) for source in sources]
-        for source, view in zip(sources, views, strict=True):
-            if view.shape[1:] != shape[1:] or shape[0] not in {-1, view.shape[0]}:
-                raise CheckpointError(
-                    f"tensor {view.name!r} has shape {list(view.shape)}, but config.json asks "
-                    f"for {list(shape)} ({source}); the checkpoint and its config do not match"
-                )
+        views = [
+            self._weights.tensor(source, shape=(first, *shape[1:]))
+            for source, first in zip(sources, first_dims or shape[:1], strict=True)
+        ]
         target = np.dtype(dtype or self.dtype)
-        joined = (sum(view.shape[0] for view in views), *shape[1:])
-        stored = joined[::-1] if transpose else joined
+        stored = shape[::-1] if transpose else shape
         graph_name = name or sources[0]
 
         def read() -> ir.TensorProtocol:

@@ -31,7 +31,9 @@ def write_embeddings(folder: Path, model: FamilyModel, *, dtype: DType) -> None:
     """Write the embeddings [V, D] into the bundle."""
     from safetensors.numpy import save_file
 
-    table = model.weights.tensor(EMBEDDINGS).read().astype(np.dtype(dtype), copy=False)
+    shape = (model.text.vocab_size, model.text.hidden_size)
+    view = model.weights.tensor(EMBEDDINGS, shape=shape)
+    table = view.read().astype(np.dtype(dtype), copy=False)
     path = folder / EMBED_TOKENS_FILE
     save_file({EMBED_TOKENS_TENSOR: np.ascontiguousarray(table)}, path)
     path.chmod(0o644)  # safetensors writes for the owner alone; a bundle is copied and shared

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from feather_edge.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx_ir as ir
 
     from feather_edge.export.builder import GraphBuilder
@@ -38,16 +40,18 @@ def linear(
     x: ir.Value,
     *modules: str,
     in_size: int,
+    out_sizes: Sequence[int],
     has_bias: bool,
     name: str,
 ) -> ir.Value:
     """Dense layers that share their input, as one MatMul: outputs of ``modules`` side by side.
 
-    The checkpoint stores [out, in]; MatMul reads [in, out].
+    The checkpoint stores [out, in]; MatMul reads [in, out]. ``out_sizes`` are the modules' widths.
     """
     weight = g.weight(
         *(f"{module}.weight" for module in modules),
-        shape=(-1, in_size),
+        shape=(sum(out_sizes), in_size),
+        first_dims=out_sizes,
         name=f"{g.path(name)}.weight",
         transpose=True,
     )
@@ -55,9 +59,7 @@ def linear(
     if not has_bias:
         return y
     biases = (f"{module}.bias" for module in modules)
-    return g.op(
-        "Add",
-        y,
-        g.weight(*biases, shape=(-1,), name=f"{g.path(name)}.bias"),
-        name=f"{name}/bias",
+    bias = g.weight(
+        *biases, shape=(sum(out_sizes),), first_dims=out_sizes, name=f"{g.path(name)}.bias"
     )
+    return g.op("Add", y, bias, name=f"{name}/bias")

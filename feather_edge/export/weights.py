@@ -33,14 +33,20 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
-    def tensor(self, name: str) -> TensorView:
+    def tensor(self, name: str, *, shape: tuple[int, ...]) -> TensorView:
         """Return the tensor called ``name`` here and mark it as used.
 
         Raises:
-            CheckpointError: if the checkpoint has no such tensor.
+            CheckpointError: if the checkpoint has no such tensor, or it has another shape.
         """
         self._used.add(name)
-        return self._checkpoint.tensor(self._names.get(name, name))
+        view = self._checkpoint.tensor(self._names.get(name, name))
+        if view.shape != shape:
+            raise CheckpointError(
+                f"tensor {view.name!r} has shape {list(view.shape)}, but config.json asks for "
+                f"{list(shape)}; the checkpoint and its config do not match"
+            )
+        return view
 
     def check_all_used(self, *prefixes: str) -> None:
         """Refuse tensors below ``prefixes`` that no graph took: parts we would lose silently.

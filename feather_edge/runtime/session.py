@@ -16,7 +16,7 @@ from feather_edge.bundle import Bundle
 from feather_edge.checkpoint.reader import read_tensors
 from feather_edge.errors import BundleError, RequestError
 from feather_edge.graphs import EMBED_TOKENS_TENSOR
-from feather_edge.pruning import Layout, Pruning, VisualSpan
+from feather_edge.pruning import Layout, Pruning, VisualSpan, criterion
 from feather_edge.pruning.request import unpruned_reason
 from feather_edge.runtime.backends import Backend, create_backend
 from feather_edge.runtime.decoder import DecoderChain, PrunedStage
@@ -62,6 +62,7 @@ class Session:
         )
         self._vision, self._decoders = vision, decoders
         self._embeddings = _open_embeddings(bundle)
+        self._is_open = True
 
     @classmethod
     def open(cls, bundle: str | Path | Bundle, *, backend: str | Backend = "auto") -> Session:
@@ -90,9 +91,11 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Let go of graphs and weights."""
-        self._decoders = []
-        del self._vision, self._embeddings
+        """Let go of graphs and weights; a closed session cannot be used, but closed again."""
+        if self._is_open:
+            self._is_open = False
+            self._decoders = []
+            del self._vision, self._embeddings
 
     def generate(
         self,
@@ -134,6 +137,8 @@ class Session:
             RequestError: if an image, the prompt or an option cannot be used.
             BackendError: if a graph fails.
         """
+        if not self._is_open:
+            raise RequestError("the session is closed; open another with Session.open")
         watch = Stopwatch()
         pruning = self.pruning if pruning is None else pruning
         sampler = Sampler(Sampling() if sampling is None else sampling)
@@ -213,6 +218,8 @@ class Session:
 
     def _begin(self, layout: Layout, pruning: Pruning) -> _Run:
         schedule = self.bundle.schedule
+        if pruning.criterion != "none":
+            criterion(pruning.criterion)  # unknown is wrong also where nothing can be pruned
         reason = unpruned_reason(pruning, layout, len(schedule.stages))
         chain = DecoderChain(self._decoders, self.bundle.manifest, schedule, self._backend)
         return _Run(chain=chain, layout=layout, pruning=None if reason else pruning, reason=reason)

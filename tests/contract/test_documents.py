@@ -126,7 +126,7 @@ def test_the_recipe_table_has_every_key_and_its_default() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", text, re.MULTILINE))
     assert set(rows) == set(ExportRecipe.__struct_fields__)
     default = ExportRecipe()
-    for key in ("prune", "keep_ratio", "stride", "selection", "precision", "seed"):
+    for key in ("prune", "keep_ratio", "stride", "selection", "precision", "opset", "seed"):
         value = getattr(default, key)
         shown = list(value) if isinstance(value, tuple) else value
         assert rows[key].strip("`").replace('"', "'") == repr(shown)

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from email.message import Message
 
 ROOT = Path(__file__).parent.parent.parent
-SKIPPED = shutil.ignore_patterns("__pycache__", "out", "*.engine")
+SKIPPED = shutil.ignore_patterns("__pycache__", ".*_cache", "out", "*.engine")
 PACKAGED = ("feather_edge", "export", "engines")
 STRAYS = (
     "export/out/bundle/decoder_0.onnx", "engines/out/decoder_0.engine", "feather_edge/x.engine",
-    "feather_edge/__pycache__/x.pyc", "tests/test_x.py", "tools/x.py", "notes.txt",
+    "feather_edge/__pycache__/x.pyc", "feather_edge/.mypy_cache/x.json", "tests/test_x.py",
+    "tools/x.py", "notes.txt",
 )  # fmt: skip
 
 pytestmark = pytest.mark.slow
@@ -57,10 +58,12 @@ def info(wheel: zipfile.ZipFile) -> Message:
 
 
 def expected() -> set[str]:
+    paths = [path.relative_to(ROOT) for path in (ROOT / "feather_edge").rglob("*.*")]
     package = {
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "feather_edge").rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        path.as_posix()
+        for path in paths
+        if (ROOT / path).is_file()
+        and not any(part == "__pycache__" or part.startswith(".") for part in path.parts)
     }
     recipes = {
         f"feather_edge/_recipes/{stage}/{path.name}"

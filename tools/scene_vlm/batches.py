@@ -30,7 +30,7 @@ FIRST_LOCATION_ID = TOKEN_IDS[LOCATION_TOKENS[0]]
 IMAGE_MEAN, IMAGE_STD = 0.5, 0.25
 
 _KINDS: tuple[Kind, ...] = ("localisation", "presence", "count", "colour", "shape")
-_KIND_WEIGHTS = (0.46, 0.15, 0.17, 0.11, 0.11)
+_KIND_WEIGHTS = (0.36, 0.2, 0.22, 0.11, 0.11)
 _SOFT_BIN_STD = 0.6
 
 

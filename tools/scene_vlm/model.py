@@ -115,3 +115,5 @@ def save_checkpoint(model: LlavaForConditionalGeneration, folder: Path) -> None:
     settings["image_processor_type"] = "CLIPImageProcessor"
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+    # Weights are written readable by their owner only, and a wheel would keep that.
+    (folder / "model.safetensors").chmod(0o644)

@@ -74,6 +74,7 @@ def decoder_layer(g: GraphBuilder, hidden: ir.Value, layer: int, text: TextConfi
                 merged,
                 f"{prefix}.self_attn.o_proj",
                 in_size=text.num_attention_heads * text.head_dim,
+                out_sizes=(text.hidden_size,),
                 has_bias=text.output_bias,
                 name="o_proj",
             )
@@ -146,6 +147,7 @@ def _project_qkv(
         normed,
         *(f"{prefix}.{part}_proj" for part in "qkv"),
         in_size=text.hidden_size,
+        out_sizes=(heads * width, kv_heads * width, kv_heads * width),
         has_bias=text.attention_bias,
         name="qkv_proj",
     )  # [B, S, (H + 2 Hkv) Dh]
@@ -180,6 +182,7 @@ def _gated_mlp(g: GraphBuilder, hidden: ir.Value, prefix: str, text: TextConfig)
                 normed,
                 f"{prefix}.mlp.{part}",
                 in_size=text.hidden_size,
+                out_sizes=(text.intermediate_size,),
                 has_bias=text.mlp_bias,
                 name=part,
             )
@@ -191,6 +194,7 @@ def _gated_mlp(g: GraphBuilder, hidden: ir.Value, prefix: str, text: TextConfig)
             gated,
             f"{prefix}.mlp.down_proj",
             in_size=text.intermediate_size,
+            out_sizes=(text.hidden_size,),
             has_bias=text.mlp_bias,
             name="down_proj",
         )

@@ -92,6 +92,7 @@ def _vision_layer(g: GraphBuilder, hidden: ir.Value, layer: int, vision: VisionC
                 normed,
                 *(f"{prefix}.self_attn.{part}_proj" for part in "qkv"),
                 in_size=width,
+                out_sizes=(width, width, width),
                 has_bias=True,
                 name="qkv_proj",
             )
@@ -112,19 +113,29 @@ def _vision_layer(g: GraphBuilder, hidden: ir.Value, layer: int, vision: VisionC
                 attended,
                 f"{prefix}.self_attn.out_proj",
                 in_size=width,
+                out_sizes=(width,),
                 has_bias=True,
                 name="out_proj",
             )
             hidden = g.op("Add", hidden, output, name="residual")
         with g.scope("mlp"):
             normed = layer_norm(g, hidden, f"{prefix}.layer_norm2", vision)
-            wide = linear(g, normed, f"{prefix}.mlp.fc1", in_size=width, has_bias=True, name="fc1")
+            wide = linear(
+                g,
+                normed,
+                f"{prefix}.mlp.fc1",
+                in_size=width,
+                out_sizes=(vision.intermediate_size,),
+                has_bias=True,
+                name="fc1",
+            )
             acted = activation(g, wide, vision.hidden_act, name="act")
             narrow = linear(
                 g,
                 acted,
                 f"{prefix}.mlp.fc2",
                 in_size=vision.intermediate_size,
+                out_sizes=(width,),
                 has_bias=True,
                 name="fc2",
             )

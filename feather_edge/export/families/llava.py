@@ -119,6 +119,7 @@ def _write_vision_encoder(
             features,
             "projector.linear_1",
             in_size=vision.hidden_size * len(feature_layers),
+            out_sizes=(text.hidden_size,),
             has_bias=has_bias,
             name="linear_1",
         )
@@ -128,6 +129,7 @@ def _write_vision_encoder(
             hidden,
             "projector.linear_2",
             in_size=text.hidden_size,
+            out_sizes=(text.hidden_size,),
             has_bias=has_bias,
             name="linear_2",
         )  # [N, V, D]

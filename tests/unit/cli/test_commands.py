@@ -75,13 +75,14 @@ def test_export_options_beat_the_recipe(
 ) -> None:
     line = (
         "export checkpoint --output b --recipe fastv --stages 4,6 --prune uniform "
-        "--keep-ratio 0.5,0.25 --stride 2 --selection union --precision fp16 --seed 9 --force"
+        "--keep-ratio 0.5,0.25 --stride 2 --selection union --precision fp16 --opset 18 --seed 9 "
+        "--force"
     )
     out = succeed(runner, *line.split())
     (call,) = exported
     assert call.recipe == ExportRecipe(
         stages=(4, 6), prune="uniform", keep_ratio=(0.5, 0.25), stride=2, selection="union",
-        precision="fp16", seed=9,
+        precision="fp16", opset="18", seed=9,
     )  # fmt: skip
     assert call.force
     assert out == "b: 1.5 MiB, prunes before layers: 4, 6\n"
@@ -298,6 +299,7 @@ def test_recipes_shows_one_with_every_key(runner: CliRunner) -> None:
         "stride = 3",
         'selection = "fill"',
         'precision = "fp32"',
+        'opset = "both"',
         "seed = 0",
     ]
 

@@ -125,7 +125,7 @@ def test_baselines_do_not_look(name: str) -> None:
     levels=st.sampled_from([0, 1, 3]),
     seed=st.integers(0, 1000),
 )
-def test_feather_is_the_reference(
+def test_feather_is_the_reference(  # noqa: PLR0917 - drawn by name
     side: int, keep: float, stride: int, selection: str, levels: int, seed: int
 ) -> None:
     layout = image_layout((side, side))

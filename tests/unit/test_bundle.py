@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from feather_edge.bundle import Bundle, staging_folder
+from feather_edge.errors import BundleError
+from feather_edge.manifest import MANIFEST_FILE
+from feather_edge.recipes import ExportRecipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from support.bundles import BundleFactory
+
+
+@pytest.fixture
+def folder(bundles: BundleFactory, tmp_path: Path) -> Path:
+    """A bundle of one's own, to be broken."""
+    source = bundles(num_layers=4, recipe=ExportRecipe(stages=(1, 3))).bundle.path
+    return shutil.copytree(source, tmp_path / "bundle")
+
+
+def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    change(manifest)
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+
+
+def refuses(folder: Path, message: str) -> None:
+    with pytest.raises(BundleError, match=message) as caught:
+        Bundle.open(folder)
+    assert "\n" not in str(caught.value)
+
+
+# -- opening ----------------------------------------------------------------------------------
+
+
+def test_opens_what_export_wrote(folder: Path) -> None:
+    bundle = Bundle.open(str(folder))
+
+    assert bundle.schedule.stages == (1, 3)
+    assert bundle.vision_encoder.name == "vision_encoder"
+    assert [g.name for g in bundle.decoders] == ["decoder_0", "decoder_1", "decoder_2"]
+    assert bundle.embed_tokens_file.is_file()
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    refuses(tmp_path / "none", "none is not a bundle: it has no manifest.json; make one with")
+
+
+def test_folder_without_manifest(folder: Path) -> None:
+    (folder / MANIFEST_FILE).unlink()
+
+    refuses(folder, "is not a bundle: it has no manifest.json; make one with 'feather-edge export")
+
+
+def test_missing_file(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+    refuses(folder, "misses tokenizer.json; export it again")
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_file_of_another_size(folder: Path, size: int) -> None:
+    (folder / "onnx" / "decoder_1.onnx_data").write_bytes(b"x" * size)
+
+    refuses(folder, f"decoder_1.onnx_data has {size} bytes, the manifest says [0-9]+; the file is")
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_other_format_version(folder: Path, version: object) -> None:
+    edit_manifest(folder, lambda m: m.update(format_version=version))
+
+    refuses(folder, f"format version {version!r}; this feather-edge reads version 1, so export")
+
+
+@pytest.mark.parametrize(
+    "path", [(), ("recipe",), ("decoder",), ("image",), ("image", "preprocess"), ("rotary",)]
+)
+def test_unknown_key(folder: Path, path: tuple[str, ...]) -> None:
+    def add(manifest: dict[str, Any]) -> None:
+        for key in path:
+            manifest = manifest[key]
+        manifest["surprise"] = 1
+
+    edit_manifest(folder, add)
+
+    refuses(folder, "is not a valid manifest: .*unknown field `surprise`.*export it again")
+
+
+@pytest.mark.parametrize("key", ["decoder", "graphs", "files", "eos_token_ids", "image"])
+def test_missing_key(folder: Path, key: str) -> None:
+    edit_manifest(folder, lambda m: m.pop(key))
+
+    refuses(folder, f"is not a valid manifest: .*missing required field `{key}`")
+
+
+def test_value_of_another_type(folder: Path) -> None:
+    edit_manifest(folder, lambda m: m["decoder"].update(num_layers="four"))
+
+    refuses(folder, r"is not a valid manifest: Expected `int`, got `str` - at `\$.decoder.num")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null", b"3"])
+def test_manifest_that_is_no_object(folder: Path, content: bytes) -> None:
+    (folder / MANIFEST_FILE).write_bytes(content)
+
+    refuses(folder, "manifest.json")
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../outside", "onnx/../../outside"])
+def test_file_outside_the_bundle(folder: Path, name: str) -> None:
+    (folder.parent / "outside").write_text("x")
+    edit_manifest(folder, lambda m: m["files"].update({name: {"num_bytes": 1, "sha256": ""}}))
+
+    refuses(folder, f"names a file outside itself: '{name}'")
+
+
+def test_graph_that_is_not_listed(folder: Path) -> None:
+    edit_manifest(folder, lambda m: m["graphs"].pop())
+
+    with pytest.raises(BundleError, match="lists no graph 'decoder_2'; export it again"):
+        _ = Bundle.open(folder).decoders
+
+
+# -- writing ----------------------------------------------------------------------------------
+
+
+def test_appears_whole(tmp_path: Path) -> None:
+    with staging_folder(tmp_path / "deep" / "out", force=False) as staging:
+        (staging / "file").write_text("x")
+        assert not (tmp_path / "deep" / "out").exists()
+
+    assert (tmp_path / "deep" / "out" / "file").read_text() == "x"
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_failure_leaves_nothing(tmp_path: Path, kind: type[BaseException]) -> None:
+    def write_and_fail() -> None:
+        with staging_folder(tmp_path / "out", force=False) as staging:
+            (staging / "file").write_text("x")
+            raise kind
+
+    with pytest.raises(kind):
+        write_and_fail()
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failure_keeps_the_old_bundle(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / MANIFEST_FILE).write_text("old")
+
+    with pytest.raises(ValueError, match="no"), staging_folder(tmp_path / "out", force=True):
+        raise ValueError("no")
+
+    assert (tmp_path / "out" / MANIFEST_FILE).read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_force_replaces_a_bundle_altogether(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / MANIFEST_FILE).write_text("old")
+    (tmp_path / "out" / "stale").write_text("old")
+
+    with staging_folder(tmp_path / "out", force=True) as staging:
+        (staging / MANIFEST_FILE).write_text("new")
+
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [MANIFEST_FILE]
+    assert (tmp_path / "out" / MANIFEST_FILE).read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_existing_output_needs_force(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+
+    with (
+        pytest.raises(BundleError, match="out already exists; overwrite it with --force"),
+        staging_folder(tmp_path / "out", force=False),
+    ):
+        pass
+
+
+def test_force_takes_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+
+    with staging_folder(tmp_path / "out", force=True) as staging:
+        (staging / "file").write_text("x")
+
+    assert (tmp_path / "out" / "file").is_file()
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_force_does_not_replace_something_else(tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    if kind == "folder":
+        out.mkdir()
+        (out / "thesis.txt").write_text("precious")
+    else:
+        out.write_text("precious")
+
+    message = "exists and is not a bundle, so --force will not replace it; choose another output"
+    with pytest.raises(BundleError, match=message), staging_folder(out, force=True):
+        pass
+    assert (out / "thesis.txt" if kind == "folder" else out).read_text() == "precious"
+
+
+def test_output_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+
+    with (
+        pytest.raises(BundleError, match=r"cannot write .*out: .+"),
+        staging_folder(tmp_path / "file" / "out", force=False),
+    ):
+        pass
+
+
+def test_full_disk_is_one_line(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BundleError, match=r"cannot write .*out: No space left on device"),
+        staging_folder(tmp_path / "out", force=False),
+    ):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_old_bundle_is_put_back_when_the_rename_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / MANIFEST_FILE).write_text("old")
+    rename = type(tmp_path).rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(type(tmp_path), "rename", failing)
+    with (
+        pytest.raises(BundleError, match="Input/output error"),
+        staging_folder(tmp_path / "out", force=True),
+    ):
+        pass
+
+    assert (tmp_path / "out" / MANIFEST_FILE).read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

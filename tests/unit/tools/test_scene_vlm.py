@@ -1,0 +1,116 @@
+"""The generator and the training path of the shipped model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import feather_edge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[3]
+SAMPLES = Path(feather_edge.__file__).parent / "assets" / "scenes"
+
+
+@pytest.fixture(autouse=True)
+def _tools_on_path() -> Iterator[None]:
+    sys.path.insert(0, str(ROOT / "tools" / "scene_vlm"))
+    yield
+    sys.path.remove(str(ROOT / "tools" / "scene_vlm"))
+
+
+def test_scene_depends_on_split_and_index_only():
+    from scenes import SPLIT_SEEDS, make_scene, scene_rng
+
+    first, again = (make_scene(scene_rng("test", 3), num_objects=6) for _ in range(2))
+    assert np.array_equal(first.image, again.image)
+    assert first.objects == again.objects
+    images = [make_scene(scene_rng(split, 3), num_objects=6).image for split in SPLIT_SEEDS]
+    assert len({image.tobytes() for image in images}) == len(SPLIT_SEEDS)
+
+
+def test_boxes_are_tight_and_inside_the_image():
+    from scenes import make_scene, scene_rng
+
+    for index in range(20):
+        scene = make_scene(scene_rng("development", index), num_objects=3 + index % 6)
+        assert len(scene.objects) == 3 + index % 6
+        for slot, item in enumerate(scene.objects):
+            x0, y0, x1, y1 = item.box
+            assert -1 <= x0 < x1 <= 113
+            assert -1 <= y0 < y1 <= 113
+            rows, columns = np.nonzero(scene.owners == slot)
+            assert rows.min() * 8 + 8 > y0
+            assert columns.max() * 8 < x1
+
+
+def test_questions_have_one_answer():
+    from scenes import ask, make_scene, scene_rng
+    from vocabulary import COLOURS, SHAPES
+
+    for index in range(40):
+        rng = scene_rng("development", index)
+        objects = make_scene(rng, num_objects=3 + index % 6).objects
+        names = [f"{COLOURS[item.colour]} {SHAPES[item.shape]}" for item in objects]
+        place = ask(objects, "localisation", rng)
+        if place is not None:
+            assert sum(name in place.text for name in names) == 1
+        presence = ask(objects, "presence", rng)
+        assert presence is not None
+        assert (presence.answer == "yes") == any(name in presence.text for name in names)
+
+
+def test_box_text_returns_to_within_half_a_bin():
+    from vocabulary import BIN_SIZE_PX, box_text, parse_box
+
+    box = (3.2, 17.9, 40.0, 111.9)
+    said = parse_box(box_text(box))
+    assert said is not None
+    assert max(abs(a - b) for a, b in zip(box, said, strict=True)) <= BIN_SIZE_PX / 2
+    assert parse_box("<loc_01> <loc_02> <loc_03>") is None
+    assert parse_box("red") is None
+
+
+def test_packed_questions_are_what_each_question_is_alone():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from batches import IGNORED, question_batch
+    from model import ModelShape, build_model
+    from objectives import answer_loss, visual_tokens
+    from scenes import make_scene, scene_rng
+    from vocabulary import IMAGE, NUM_VISUAL_TOKENS, TOKEN_IDS
+
+    torch.manual_seed(0)
+    model = build_model(ModelShape(vision_layers=1, layers=2)).eval()
+    scene = make_scene(scene_rng("development", 0), num_objects=5)
+    questions = question_batch([scene.objects], np.random.default_rng(0), num_questions=3)
+    pixels = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)[None] / 255.0
+    packed = []
+    model.lm_head.register_forward_hook(lambda *call: packed.append(call[2]))
+    with torch.no_grad():
+        answer_loss(model, visual_tokens(model, pixels), questions)
+        prefix = torch.tensor([1] + [TOKEN_IDS[IMAGE]] * NUM_VISUAL_TOKENS)
+        alone = [
+            model(input_ids=torch.cat([prefix, ids])[None], pixel_values=pixels).logits[0, 197:][
+                targets != IGNORED
+            ]
+            for ids, targets in zip(questions.token_ids[0], questions.targets[0], strict=True)
+        ]
+    assert torch.allclose(packed[0], torch.cat(alone), atol=1e-4)
+
+
+def test_shipped_scenes_are_what_the_tool_writes():
+    from samples import describe, sample_scene
+
+    records = json.loads((SAMPLES / "scenes.json").read_text(encoding="utf-8"))
+    assert [record["file"] for record in records] == [f"{index:02d}.png" for index in range(20)]
+    for index in (0, 19):
+        _, questions = sample_scene(index)
+        assert records[index]["questions"] == [describe(question) for question in questions]
