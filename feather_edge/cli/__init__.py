@@ -17,11 +17,11 @@ from feather_edge.errors import FeatherEdgeError
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = ("export", "inspect", "run", "demo", "recipes", "doctor")
+COMMANDS = ("export", "inspect", "run", "demo", "build-plugin", "recipes", "doctor")
 
 
 class _LazyGroup(click.Group):
-    """Finds command NAME as ``command`` in ``feather_edge.cli.NAME``, and maps errors."""
+    """Finds command a-b as ``command`` in ``feather_edge.cli.a_b``, and maps errors."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's own
         """Return the commands in the order in which a newcomer meets them."""
@@ -35,7 +35,8 @@ class _LazyGroup(click.Group):
         """Import the module of a command and return its ``command``."""
         if cmd_name not in COMMANDS:
             return None
-        command = import_module(f"feather_edge.cli.{cmd_name}").command
+        module = import_module(f"feather_edge.cli.{cmd_name.replace('-', '_')}")
+        command = module.command
         assert isinstance(command, click.Command)  # noqa: S101 - for the type checker
         return command
 

@@ -1,1 +1,1 @@
-"""Stage 2: engines of a bundle's graphs, built where they will run."""
+"""Stage 2: from graphs to engines on the device that will run them."""

@@ -5,6 +5,10 @@ gathered by them. ONNX Runtime and OpenVINO run the body, TensorRT inlines it, a
 our plugin registered takes the plugin, which it finds by the two ``plugin_*`` attributes. The
 numpy reference is ``feather_edge.pruning.selection.top_k_uniform_gather``.
 
+num_kept gives the shapes of the outputs, so TensorRT must have its value on the host. For TopK it
+sees to that itself; for a plugin the node has to say which inputs are such, with
+``tensorrt_plugin_shape_input_indices``.
+
 The uniform grid, text rows, quotas of a single image and protected regions all arrive through
 ``priority``, so the op stays this small. ONNX defines TopK's ties: the lowest index first.
 
@@ -32,6 +36,11 @@ if TYPE_CHECKING:
 DOMAIN = "feather"
 NAME = "TopKUniformGather"
 VERSION = "1"
+PLUGIN_ATTRIBUTES: dict[str, str | list[int]] = {
+    "plugin_namespace": DOMAIN,
+    "plugin_version": VERSION,
+    "tensorrt_plugin_shape_input_indices": [2],  # num_kept
+}
 
 
 def top_k_uniform_gather(
@@ -50,8 +59,7 @@ def top_k_uniform_gather(
         name="prune/top_k_uniform_gather",
         outputs=["kept", "kept_hidden", "kept_cos", "kept_sin"],
         domain=DOMAIN,
-        plugin_namespace=DOMAIN,
-        plugin_version=VERSION,
+        **PLUGIN_ATTRIBUTES,
     )
     return {
         "kept_hidden_states": kept_hidden,
@@ -94,8 +102,5 @@ def prune_function(*, opset: int) -> ir.Function:
         opset_imports={"": opset},
         name=NAME,
     )
-    attributes = [
-        ir.Attr(name, ir.AttributeType.STRING, default)
-        for name, default in (("plugin_namespace", DOMAIN), ("plugin_version", VERSION))
-    ]
+    attributes = ir.convenience.convert_attributes(PLUGIN_ATTRIBUTES)
     return ir.Function(DOMAIN, NAME, graph=graph, attributes=attributes)

@@ -147,6 +147,7 @@ def test_node_and_body_are_what_plugins_look_for(opset: int) -> None:
     assert {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} == {
         "plugin_namespace": b"feather",
         "plugin_version": b"1",
+        "tensorrt_plugin_shape_input_indices": [2],
     }
     assert (function.domain, function.name) == ("feather", "TopKUniformGather")
     assert list(function.input) == ["scores", "priority", "num_kept", "hidden", "cos", "sin"]
