@@ -25,6 +25,7 @@ __all__ = [
     "CriterionName",
     "EngineBackend",
     "EngineOpset",
+    "EngineProfiles",
     "EngineRecipe",
     "ExportRecipe",
     "OpsetName",
@@ -47,6 +48,7 @@ Precision = Literal["fp32", "fp16"]
 OpsetName = Literal["18", "23", "both"]
 EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
 EngineOpset = Literal["auto", "18", "23"]
+EngineProfiles = Literal["two", "one"]
 Stage = Literal["export", "engines"]
 
 _RecipeType = TypeVar("_RecipeType", bound=msgspec.Struct)
@@ -110,6 +112,8 @@ class EngineRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         max_keep_ratio: share of the visual tokens that may go on after each stage; one value
             holds for every stage. 1 permits every request, less saves memory.
         opt_prompt_tokens: text tokens that engines are tuned for.
+        profiles: ``two`` tunes a decoder engine for prefill and for decode, at the price of a
+            copy of the weights for each; ``one`` serves both with one copy, tuned for prefill.
         builder_optimization_level: 0 builds fastest, 5 searches longest.
         pool_limit: memory pools of the builder, as ``workspace:2G``.
         timing_cache: folder of the timing caches; None is the user's cache folder.
@@ -128,6 +132,7 @@ class EngineRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_batch_size: int = 1
     max_keep_ratio: tuple[float, ...] = (1.0,)
     opt_prompt_tokens: int = 64
+    profiles: EngineProfiles = "two"
     builder_optimization_level: int = 3
     pool_limit: tuple[str, ...] = ()
     timing_cache: str | None = None
@@ -136,6 +141,7 @@ class EngineRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _check_choice("backend", self.backend, get_args(EngineBackend))
         _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("opset", self.opset, get_args(EngineOpset))
+        _check_choice("profiles", self.profiles, get_args(EngineProfiles))
         for capability in self.compute_capabilities:
             _check_form("compute_capabilities", capability, r"\d{1,2}\.\d", "such as 8.7")
         _check_form("tensorrt_version", self.tensorrt_version, r"\d+(\.\d+)+", "such as 10.3")

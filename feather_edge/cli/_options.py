@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKENDS",
+    "Callback",
+    "all_of",
     "backend_option",
     "emit_json",
     "json_option",
@@ -77,7 +79,7 @@ def parse_stages(
         ) from None
 
 
-def _all_of(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Callback]:
+def all_of(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Callback]:
     """Join decorators into one; help shows the options in this order."""
 
     def add(callback: Callback) -> Callback:
@@ -90,7 +92,7 @@ def _all_of(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Ca
 
 def pruning_options(*, default: str) -> Callable[[Callback], Callback]:
     """Add the options that choose a pruning; `default` says where values left out come from."""
-    return _all_of(
+    return all_of(
         click.option(
             "--prune",
             type=click.Choice(get_args(CriterionName)),
@@ -137,7 +139,7 @@ def stages_option(*, default: str, help_text: str) -> Callable[[Callback], Callb
     )
 
 
-sampling_options = _all_of(
+sampling_options = all_of(
     click.option(
         "--temperature",
         type=click.FloatRange(min=0),

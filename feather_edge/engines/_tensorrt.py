@@ -7,7 +7,7 @@ two packages                          Polygraphy's loaders take ``tensorrt`` or 
 precision flags (gone in 11)          none are used: networks are strongly typed, always
 fused attention (10.14 and newer)     made decomposable where the type exists and the job asks
 plugins before functions (10.7)       for older versions functions are cut from a copy of the model
-``NonZero``-like 32-bit indices       the graphs cast; nothing here depends on it
+indices of TopK (32 bits before 11)   the graphs name no type for them
 timing cache                          read and written by Polygraphy; TensorRT-RTX has none
 ====================================  ==========================================================
 
@@ -111,10 +111,14 @@ def _config(
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
         pairs = [(int(c.split(".")[0]), int(c.split(".")[1])) for c in job.compute_capabilities]
-        return CreateConfigRTX(compute_capabilities=pairs or None, **options)(builder, network)
-    from polygraphy.backend.trt import CreateConfig
+        config = CreateConfigRTX(compute_capabilities=pairs or None, **options)(builder, network)
+    else:
+        from polygraphy.backend.trt import CreateConfig
 
-    return CreateConfig(**options)(builder, network)
+        config = CreateConfig(**options)(builder, network)
+    # float32 means float32: scores rank tokens, and a float32 bundle is there to be compared with.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    return config
 
 
 def _profiles(job: EngineJob, network: Any) -> list[Any]:

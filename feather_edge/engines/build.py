@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from feather_edge.engines.dry_run import DryRun, as_text, describe
 from feather_edge.engines.plan import (
     EnginePlan,
     check_device,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from feather_edge.engines.process import OnPhase
     from feather_edge.recipes import EngineRecipe
 
-__all__ = ["BuildReport", "BuiltEngine", "build_engines", "plan_build"]
+__all__ = ["BuildReport", "BuiltEngine", "build_engines", "describe_build"]
 
 
 class BuiltEngine(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,18 +100,23 @@ def build_engines(
     )
 
 
-def plan_build(
+def describe_build(
     bundle: Bundle, recipe: EngineRecipe, *, target: str, plugin: Path | None = None
-) -> tuple[str, tuple[EnginePlan, ...]]:
-    """Return what a build would do, and by which version; needs neither TensorRT nor a GPU."""
+) -> tuple[str, DryRun]:
+    """Return what a build would do, as text and as a document.
+
+    Needs neither TensorRT nor a GPU: where they are not what the target needs, the plan is for
+    the version that the target's recipe expects.
+    """
     try:
         environment = describe_environment(recipe.backend)
         check_device(recipe, environment, target)
-        source = "installed"
+        source = "installed here"
     except BuildError:
-        environment, source = expected_environment(recipe), "expected by the target"
+        environment, source = expected_environment(recipe), "that the target expects"
     plans = plan_engines(bundle, recipe, environment, target=target, plugin=plugin)
-    return f"{recipe.backend} {environment.tensorrt_version} ({source})", plans
+    dry_run = describe(plans, recipe, environment, target=target, notes=notes(bundle, recipe))
+    return as_text(dry_run, source=source), dry_run
 
 
 def _build(plan: EnginePlan, *, timeout_s: float | None, on_phase: OnPhase | None) -> None:

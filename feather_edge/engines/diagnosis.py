@@ -2,6 +2,7 @@
 
 TensorRT returns an engine although it said that something is wrong with it, so warnings of that
 kind are failures here. Lines are of Polygraphy's log: ``[E] message``, ``[W] message``, ``[!]``.
+Every pattern was seen in a log, or stands in the parser's library, of TensorRT-RTX 1.7.
 """
 
 from __future__ import annotations
@@ -10,11 +11,6 @@ import re
 from dataclasses import dataclass
 
 __all__ = ["Problem", "find_problem", "last_lines"]
-
-UNUSED = (
-    "TensorRT dropped an input that the graph declares, so its value would have no effect; "
-    "export the bundle again with this version of feather-edge, or use --opset 18"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,118 +22,123 @@ class Problem:
     remedy: str
 
 
-_WRONG_ENGINE: tuple[tuple[str, str], ...] = (
-    (r"Unused Input", UNUSED),
-    (
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What to do about a message that ``pattern`` finds."""
+
+    pattern: str
+    remedy: str
+
+
+_CHECK_LIMITS = "check the limits: --dry-run prints every profile"
+_FEWER_ROWS = (
+    "TensorRT's TopK keeps at most 3840 rows; lower --max-visual-tokens or --max-prompt-tokens, "
+    "give --max-keep-ratio below 1, or use --plugin"
+)
+
+_WRONG_ENGINE = (
+    # num_kept is read while shapes are computed, so it may look unused to the optimiser.
+    _Rule(
+        r"Unused Input|Input Tensor (?!num_kept\b)\S+ is unused",
+        "TensorRT drops an input of this graph, so its value would have no effect; export the "
+        "bundle again with this version of feather-edge, or use --opset 18",
+    ),
+    _Rule(
         r"not self-consistent",
-        "a profile's sizes contradict each other, and the engine would fail when they are used; "
-        "check the limits, --dry-run prints every profile",
+        f"sizes of a profile contradict each other, and running them would fail; {_CHECK_LIMITS}",
     ),
-    (
-        r"(?i)values? in range .* (will be|are) (clamped|clipped)|out of range .*clamp",
-        "weights do not fit their type; export with --precision fp32",
+    _Rule(
+        r"Clamping to|outside the range of \w+ was clamped",
+        "a number of the graph does not fit its type; export with --precision fp32",
     ),
-    (
-        r"(?i)subnormal|detected \w+ weights? .*(overflow|infinite|inf\b|nan)",
-        "weights do not fit float16; export with --precision fp32",
+    _Rule(
+        r"doesn't support INT64 for inputs, will cast",
+        "this TensorRT narrows an integer of the graph; export the bundle again, or use a newer "
+        "TensorRT",
     ),
-    (
-        r"(?i)cast(ing)? down to (INT32|float)|was cast to INT32 and clamped",
-        "the graph holds a type that this TensorRT narrows; export the bundle again",
+    _Rule(
+        r"Ignoring shape input indices|attribute tensorrt_plugin_shape_input_indices has unsup",
+        "the plugin does not fit the graph; compile it again with: feather-edge build-plugin",
+    ),
+    _Rule(
+        r"configured as TensorLocation::kHOST but will be treated",
+        "an input that is a shape is read as data; export the bundle again",
     ),
 )
 """Warnings after which TensorRT returns an engine that is not the graph."""
 
-_HARMLESS_ERRORS = (r"Could not read timing cache",)
-
-_REMEDIES: tuple[tuple[str, str], ...] = (
-    (
-        r"[Pp]lugin not found|No plugin|no importer|No importer registered|"
-        r"[Uu]nsupported operator|Failed to find plugin",
+_ERRORS = (
+    _Rule(
+        r"Plugin not found|Plugin creator not found|No importer registered",
         "TensorRT does not know this operator; register its library with --plugin LIB, or export "
         "the bundle again: graphs of feather-edge need no plugin",
     ),
-    (
-        r"exceeds the maximum value allowed \(3840\)|K exceeds",
-        "TensorRT's TopK keeps at most 3840 rows; lower --max-visual-tokens or "
-        "--max-prompt-tokens, give --max-keep-ratio below 1, or use --plugin",
-    ),
-    (
-        r"must have same input types|same type|incompatible types",
+    _Rule(r"K exceeds the maximum value", _FEWER_ROWS),
+    _Rule(
+        r"must have (the )?same (input )?types?",
         "networks are strongly typed, so a cast is missing in the graph; export the bundle again",
     ),
-    (
+    _Rule(
+        r"for Turing",
+        "TensorRT-RTX has no float32 matrix product for Turing; export with --precision fp16, or "
+        "leave Turing out: --compute-capabilities 8.0,8.6,8.9,12.0",
+    ),
+    _Rule(
         r"HW-specific datatypes|[Cc]annot compile for target",
-        "this GPU lacks a data type of the graph; export with another --precision or build for "
+        "this GPU lacks a data type of the graph; export with another --precision, or build for "
         "newer --compute-capabilities",
     ),
-    (
-        r"[Cc]ompute capability.* (invalid|not supported)",
+    _Rule(
+        r"(?i)compute capability.*(invalid|not supported)",
         "TensorRT-RTX has no code for this GPU; choose others with --compute-capabilities, or "
-        "--backend tensorrt on the device itself",
+        "build on the device itself with --backend tensorrt",
     ),
-    (
-        r"dedicated kernel|decomposable",
-        "no fused attention fits; use --opset 18",
-    ),
-    (
-        r"[Oo]ut of memory|OutOfMemory|cudaErrorMemoryAllocation|bad_alloc",
+    _Rule(r"dedicated kernel|decomposable", "no fused attention fits; use --opset 18"),
+    _Rule(
+        r"(?i)out ?of ?memory|cudaErrorMemoryAllocation|bad_alloc",
         "close other programs, lower --pool-limit or --builder-optimization-level, or add swap "
-        "while building",
+        "for the time of the build",
     ),
-    (
-        r"kMIN|kMAX|kOPT|[Oo]ptimization profile|[Pp]rofile \d",
-        "the graph does not accept the sizes of a profile; check the limits, --dry-run prints "
-        "every profile",
+    _Rule(
+        r"kMIN|kMAX|kOPT|[Oo]ptimization profile",
+        f"the graph does not accept the sizes of a profile; {_CHECK_LIMITS}",
     ),
-    (
-        r"libcuda|CUDA (driver|initialization)|cudaError|no CUDA-capable",
-        "TensorRT needs the GPU that will run the engine; build on the device",
-    ),
-    (
-        r"(?i)deserializ|model file|protobuf|external data|Failed to open",
+    _Rule(
+        r"Failed to open|[Ff]ailed to parse|external data|does the model file exist",
         "a file of the graph cannot be read; export the bundle again",
     ),
+    _Rule(
+        r"libcuda|cudaError 35|no CUDA-capable|CUDA initialization",
+        "TensorRT needs the GPU that will run the engine; build on the device",
+    ),
 )
-"""What to do about an error, by what it says."""
+"""What to do about an error, by what it says; the first that fits."""
 
-_DEFAULT_REMEDY = "the log has the rest"
-_NODE = (r"with name: ?([^\s,]+)", r"[Nn]ode (?:name: )?'?([\w./-]+/[\w./-]+)'?", r"\[([\w./-]+/[\w./-]+)\]")
+_NODE = (r"with name: ?([^\s,]+)", r"operation '([^']+)'", r"\b(\S+/\S+): \w")
+_LEVEL_LENGTH = len("[E] ")
 
 
 def find_problem(log: str) -> Problem | None:
-    """Return the first thing in a log that makes its engine unusable, or None."""
+    """Return what makes the engine of a log unusable, or None."""
     lines = log.splitlines()
-    for line in lines:
-        level, _, message = line.partition(" ")
-        if level == "[W]":
-            for pattern, remedy in _WRONG_ENGINE:
-                if re.search(pattern, message):
-                    return Problem(message=message.strip(), node=_node(message), remedy=remedy)
-    errors = [
-        line[4:].strip()
-        for line in lines
-        if line.startswith(("[E] ", "[!] "))
-        and not any(re.search(pattern, line) for pattern in _HARMLESS_ERRORS)
-    ]
+    warnings = [line[_LEVEL_LENGTH:] for line in lines if line.startswith("[W] ")]
+    errors = [line[_LEVEL_LENGTH:].strip() for line in lines if line.startswith(("[E] ", "[!] "))]
+    # The most telling error: rules go from the cause to what follows from it.
+    for rules, messages in ((_ERRORS, errors), (_WRONG_ENGINE, warnings)):
+        for rule in rules:
+            for message in messages:
+                if re.search(rule.pattern, message):
+                    node = next(filter(None, map(_node, [message, *errors])), None)
+                    return Problem(message=message.strip(), node=node, remedy=rule.remedy)
     if not errors:
         return None
-    # A parser's error comes first and the complaint that there is no engine last.
-    told = next((text for text in errors if _remedy(text) != _DEFAULT_REMEDY), errors[0])
-    node = next((name for text in errors if (name := _node(text))), None)
-    return Problem(message=told, node=node, remedy=_remedy(told))
+    return Problem(message=errors[0], node=_node(errors[0]), remedy="the log has the rest")
 
 
 def last_lines(log: str, *, num_lines: int = 4) -> str:
     """Return the end of a log on one line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     return " | ".join(lines[-num_lines:]) or "the log is empty"
-
-
-def _remedy(message: str) -> str:
-    return next(
-        (remedy for pattern, remedy in _REMEDIES if re.search(pattern, message)), _DEFAULT_REMEDY
-    )
 
 
 def _node(message: str) -> str | None:

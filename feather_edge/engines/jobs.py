@@ -7,7 +7,7 @@ import msgspec
 from feather_edge.engines.profiles import OptimizationProfile
 from feather_edge.recipes import EngineBackend
 
-__all__ = ["Device", "Environment", "EngineJob", "EngineResult"]
+__all__ = ["Device", "EngineJob", "EngineResult", "Environment"]
 
 
 class EngineJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -22,8 +22,8 @@ __all__ = ["MemoryEstimate", "estimate", "pool_bytes"]
 
 PROCESS_MIB = 200
 """Peak of a worker that builds next to nothing."""
-BUILD_FACTOR = 3.3
-"""Peak of the builder over bytes of weights."""
+BUILD_FACTOR, BUILD_FACTOR_PER_PROFILE = 1.2, 2.1
+"""Peak of the builder over bytes of weights, and what each profile adds."""
 ITEM_BYTES = {"float32": 4, "float16": 2, "int64": 8, "bool": 1}
 
 
@@ -32,7 +32,7 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         build_mib: peak of the process that builds it, without the tactics' workspace.
-        engine_mib: of weights in the engine.
+        engine_mib: of weights in the engine, which TensorRT-RTX stores for each profile.
         cache_mib: of its KV caches, full, at the largest batch; one copy.
         io_mib: of its other inputs and outputs at their largest.
     """
@@ -48,10 +48,11 @@ def estimate(
 ) -> MemoryEstimate:
     """Return what one engine of ``bundle`` will want."""
     weights_mib = bundle.manifest.files[spec.weights_file].num_bytes / 2**20
+    factor = BUILD_FACTOR + BUILD_FACTOR_PER_PROFILE * len(profiles)
     sizes = [_io_bytes(spec, profile) for profile in profiles]
     return MemoryEstimate(
-        build_mib=round(PROCESS_MIB + BUILD_FACTOR * weights_mib, 1),
-        engine_mib=round(weights_mib, 1),
+        build_mib=round(PROCESS_MIB + factor * weights_mib, 1),
+        engine_mib=round(weights_mib * len(profiles), 1),
         cache_mib=round(max(cache for cache, _ in sizes) / 2**20, 1),
         io_mib=round(max(other for _, other in sizes) / 2**20, 1),
     )

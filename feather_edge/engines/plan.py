@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from feather_edge import __version__
@@ -30,6 +29,8 @@ from feather_edge.errors import BuildError
 from feather_edge.graphs import NEWEST_OPSET
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from feather_edge.bundle import Bundle
     from feather_edge.engines.memory import MemoryEstimate
     from feather_edge.graphs import GraphForm, GraphSpec
@@ -68,8 +69,8 @@ def check_device(recipe: EngineRecipe, environment: Environment, target: str) ->
     if device is None:
         raise BuildError(
             "TensorRT builds an engine on the GPU that will run it, and none was found here; run "
-            f"this command on the device, see what it would do with --dry-run, or use "
-            f"--target rtx"
+            "this command on the device, see what it would do with --dry-run, or use "
+            "--target rtx"
         )
     allowed = recipe.compute_capabilities
     if allowed and device.compute_capability not in allowed:
@@ -98,7 +99,7 @@ def plan_engines(
     if plugin is None:
         check_top_k(limits)
     plans = [
-        _plan(bundle, spec, decoder_profiles(spec, index, limits), recipe, environment,
+        _plan(bundle, spec, decoder_profiles(spec, index, limits, profiles=recipe.profiles), recipe, environment,
               target=target, plugin=plugin)
         for index, spec in enumerate(bundle.decoders)
     ]  # fmt: skip
@@ -114,8 +115,10 @@ def notes(bundle: Bundle, recipe: EngineRecipe) -> tuple[str, ...]:
     precision = bundle.manifest.recipe.precision
     if precision != recipe.precision:
         found += (
-            f"the bundle is {precision}; {recipe.precision} suits this target better, and "
-            f"precision is decided at export: --precision {recipe.precision}",
+            (
+                f"the bundle is {precision}; {recipe.precision} suits this target better, and "
+                f"precision is decided at export: --precision {recipe.precision}"
+            ),
         )
     return found
 
@@ -214,5 +217,3 @@ def _numbers(version: str) -> tuple[int, ...]:
     """Return major and minor of ``10.3.0`` or ``>=10.3``."""
     found = re.findall(r"\d+", version)[:2]
     return tuple(map(int, found))
-
-

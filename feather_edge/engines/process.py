@@ -72,7 +72,7 @@ def run_job(
             [*WORKER, str(file)], stdout=subprocess.PIPE, stderr=stderr, env=environment
         )
         is_late = threading.Event()
-        timer = threading.Timer(timeout_s or 0, lambda: (is_late.set(), process.kill()))
+        timer = threading.Timer(timeout_s or 0, _stop, (process, is_late))
         if timeout_s is not None:
             timer.start()
         try:
@@ -101,7 +101,9 @@ def _judge(status: int, text: str, job: EngineJob, log: Path) -> None:
             f"({log})"
         )
     if status != 0:
-        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"gave up ({status})"
+        how = (
+            f"was ended by {signal.Signals(-status).name}" if status < 0 else f"gave up ({status})"
+        )
         hint = "; out of memory is the usual reason" if status == -signal.SIGKILL else ""
         raise BuildError(
             f"the process that built {job.graph} {how}{hint}; its log ends: {last_lines(text)} "
@@ -109,9 +111,12 @@ def _judge(status: int, text: str, job: EngineJob, log: Path) -> None:
         )
 
 
-def _follow(
-    process: subprocess.Popen[bytes], graph: str, on_phase: OnPhase | None
-) -> None:
+def _stop(process: subprocess.Popen[bytes], is_late: threading.Event) -> None:
+    is_late.set()
+    process.kill()
+
+
+def _follow(process: subprocess.Popen[bytes], graph: str, on_phase: OnPhase | None) -> None:
     assert process.stdout is not None  # noqa: S101 - it is a pipe
     with process.stdout:
         for line in process.stdout:
@@ -136,7 +141,7 @@ def _environment(job: EngineJob) -> Iterator[dict[str, str]]:
     folder.mkdir(exist_ok=True)
     link = folder / "libtensorrt_rtx.so"
     try:
-        for path in (package.submodule_search_locations or ()):
+        for path in package.submodule_search_locations or ():
             for library in Path(path).glob("libtensorrt_rtx.so.*"):
                 link.unlink(missing_ok=True)
                 link.symlink_to(library)

@@ -10,6 +10,10 @@ prefill    1 to the limit   0: the cache is empty    1 to what may leave
 decode     1                1 to the capacity - 1    1: the token passes through
 =========  ===============  =======================  ==========================
 
+TensorRT-RTX stores the weights once per profile (seen with 1.7: 362 MiB of engine for 179 MiB of
+weights), so a device that is short of memory may ask for one profile, ``both``, that spans the
+two and is tuned for prefill.
+
 Every input's shape comes from one table of dimensions, so names that stand on several inputs
 agree, which TensorRT demands, and T = P + S holds in every column.
 """
@@ -22,7 +26,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from feather_edge.errors import BuildError, RecipeError
+from feather_edge.errors import BuildError, RecipeError, RequestError
 from feather_edge.pruning import Layout, Pruning, VisualSpan
 from feather_edge.pruning.forecast import forecast
 from feather_edge.pruning.request import MIN_VISUAL_TOKENS
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
     from feather_edge.graphs import GraphSpec
     from feather_edge.manifest import BundleManifest
     from feather_edge.pruning import PruningSchedule
-    from feather_edge.recipes import EngineRecipe
+    from feather_edge.recipes import EngineProfiles, EngineRecipe
 
 __all__ = [
     "MAX_TOP_K",
@@ -49,7 +53,7 @@ __all__ = [
 MAX_TOP_K = 3840
 """Largest K of TensorRT's own TopK; the plugin has no such limit."""
 
-ProfileName = Literal["prefill", "decode", "images"]
+ProfileName = Literal["prefill", "decode", "both", "images"]
 
 
 class ShapeRange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -117,7 +121,7 @@ def read_limits(
     for ratio in ratios:
         num_kept = max(math.ceil(ratio * num_visual), min(num_visual, MIN_VISUAL_TOKENS - 1))
         max_rows.append(min(max_rows[-1], recipe.max_prompt_tokens + num_kept))
-    counts = _opt_visual_counts(manifest, schedule, recipe.opt_prompt_tokens)
+    counts, tuning_notes = _opt_visual_counts(manifest, schedule, recipe.opt_prompt_tokens)
     opt_rows = [
         min(recipe.opt_prompt_tokens + count, limit)
         for count, limit in zip(counts, max_rows, strict=True)
@@ -128,14 +132,14 @@ def read_limits(
         capacity=tuple(limit + num_new for limit in max_rows),
         batch=recipe.max_batch_size,
         max_images=recipe.max_visual_tokens // per_image,
-        notes=_notes(manifest, recipe),
+        notes=_notes(manifest, recipe) + tuning_notes,
     )
 
 
 def decoder_profiles(
-    spec: GraphSpec, index: int, limits: Limits
-) -> tuple[OptimizationProfile, OptimizationProfile]:
-    """Return the prefill and the decode profile of segment ``index``, whose contract is given."""
+    spec: GraphSpec, index: int, limits: Limits, *, profiles: EngineProfiles = "two"
+) -> tuple[OptimizationProfile, ...]:
+    """Return the profiles of segment ``index``, whose contract is given, prefill first."""
     rows, capacity = limits.max_rows[index], limits.capacity[index]
     sequence = (1, limits.opt_rows[index], rows)
     batch = (1, 1, limits.batch)
@@ -145,6 +149,9 @@ def decoder_profiles(
     is_last = index == len(limits.max_rows) - 1
     kept = None if is_last else (1, limits.opt_rows[index + 1], limits.max_rows[index + 1])
     passing = None if is_last else (1, 1, 1)
+    if profiles == "one":
+        spanning = prefill | {"past_sequence": (0, 0, capacity - 1)}
+        return (_profile("both", spec, spanning, num_kept=kept),)
     return (
         _profile("prefill", spec, prefill, num_kept=kept),
         _profile("decode", spec, decode, num_kept=passing),
@@ -180,13 +187,15 @@ def _profile(
 ) -> OptimizationProfile:
     sizes = dict(dims)
     if "sequence" in sizes:
-        low, opt, high = (p + s for p, s in zip(sizes["past_sequence"], sizes["sequence"], strict=True))
+        low, opt, high = (
+            p + s for p, s in zip(sizes["past_sequence"], sizes["sequence"], strict=True)
+        )
         sizes["total_sequence"] = (low, opt, high)
     inputs = {}
     for tensor in spec.inputs:
         if tensor.name == "num_kept":
             assert num_kept is not None  # noqa: S101 - only the last segment has none
-            columns = [(value,) for value in num_kept]
+            columns: list[tuple[int, ...]] = [(value,) for value in num_kept]
         else:
             columns = [
                 tuple(sizes[d][column] if isinstance(d, str) else d for d in tensor.shape)
@@ -211,8 +220,12 @@ def _stage_ratios(recipe: EngineRecipe, num_stages: int) -> tuple[float, ...]:
 
 def _opt_visual_counts(
     manifest: BundleManifest, schedule: PruningSchedule, num_text: int
-) -> list[int]:
-    """Return the visual tokens of one image that enter each segment with the bundle's pruning."""
+) -> tuple[list[int], tuple[str, ...]]:
+    """Return the visual tokens of one image that enter each segment with the bundle's pruning.
+
+    A bundle may hold defaults that its own schedule refuses, when every request names others;
+    its engines are then tuned for unpruned prompts, with a note.
+    """
     recipe, image = manifest.recipe, manifest.image
     span = VisualSpan(start=0, height=image.grid_height, width=image.grid_width)
     layout = Layout.full(span.num_tokens + num_text, [span])
@@ -223,13 +236,21 @@ def _opt_visual_counts(
         selection=recipe.selection,
         seed=recipe.seed,
     )
-    return forecast(pruning, schedule, layout)
+    try:
+        return forecast(pruning, schedule, layout), ()
+    except RequestError as error:
+        note = (
+            f"engines are tuned for unpruned prompts, as the bundle's own pruning fails: {error}"
+        )
+        return [span.num_tokens] * len(schedule.segments), (note,)
 
 
 def _notes(manifest: BundleManifest, recipe: EngineRecipe) -> tuple[str, ...]:
     if manifest.max_positions >= recipe.max_cache_capacity:
         return ()
     return (
-        f"max_cache_capacity is {recipe.max_cache_capacity}, but the model was made for "
-        f"{manifest.max_positions} positions; the engines end there",
+        (
+            f"max_cache_capacity is {recipe.max_cache_capacity}, but the model was made for "
+            f"{manifest.max_positions} positions; the engines end there"
+        ),
     )

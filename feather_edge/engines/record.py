@@ -202,8 +202,6 @@ def _misfit(
     )
 
 
-def _differences(
-    found: EngineRecord, wanted: EngineRecord, *, skip: tuple[str, ...]
-) -> list[str]:
+def _differences(found: EngineRecord, wanted: EngineRecord, *, skip: tuple[str, ...]) -> list[str]:
     names = [name for name in EngineRecord.__struct_fields__ if name not in skip]
     return [name for name in names if getattr(found, name) != getattr(wanted, name)]
