@@ -101,8 +101,8 @@ recipe_options = all_of(
         "--profiles",
         type=click.Choice(get_args(EngineProfiles)),
         show_default=_FROM_TARGET,
-        help="two: decoder engines tuned for prefill and for decode, weights stored for each. one: "
-        "tuned for prefill, weights stored once.",
+        help="two: decoder engines tuned for prefill and for decode, weights stored for each. "
+        "one: tuned for prefill, weights stored once.",
     ),
     _limit(
         "--builder-optimization-level",

@@ -81,6 +81,8 @@ def build_engine(job: EngineJob, *, on_phase: Callable[[str, int, int], None]) -
     network = NetworkFromOnnxPath(job.model, strongly_typed=True)
     if job.decomposable_attention:
         network = PostprocessNetwork(network, lambda network: _decompose(trt, network))
+    if job.plugin is not None:
+        network = PostprocessNetwork(network, lambda network: _require_plugin(trt, network, job))
     engine = EngineBytesFromNetwork(
         network,
         config=lambda builder, network: _config(trt, job, builder, network, on_phase),
@@ -150,6 +152,17 @@ def _decompose(trt: Any, network: Any) -> Any:
         if layer.type == kind:
             layer.__class__ = trt.IAttentionInputLayer
             layer.attention.decomposable = True
+    return network
+
+
+def _require_plugin(trt: Any, network: Any, job: EngineJob) -> Any:
+    """Refuse a network that took the function although a plugin was given: it would go unseen."""
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    if not any(layer.type == trt.LayerType.PLUGIN_V3 for layer in layers):
+        raise BuildError(
+            f"TensorRT {trt.__version__} did not take the plugin of {job.plugin} for {job.graph}; "
+            f"export the bundle again, or build with --plugin none"
+        )
     return network
 
 

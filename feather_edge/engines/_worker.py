@@ -19,7 +19,7 @@ from feather_edge.engines.function_strip import without_functions
 from feather_edge.engines.jobs import EngineJob, EngineResult, Environment
 from feather_edge.errors import BuildError
 
-__all__: list[str] = []
+__all__ = ["main"]
 
 
 def _describe(backend: str) -> Environment:
@@ -51,7 +51,8 @@ def main(arguments: list[str]) -> int:
         job = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=EngineJob)
         result = _build(job, events)
     except BuildError as error:
-        print(error, file=sys.stderr)  # noqa: T201 - the parent reads it
+        level = "" if arguments[0] == "--describe" else "[E] "
+        print(f"{level}{error}", file=sys.stderr)  # noqa: T201 - the parent reads it
         return 1
     Path(job.result).write_bytes(msgspec.json.encode(result))
     return 0

@@ -98,15 +98,15 @@ def plan_engines(
     limits = read_limits(bundle.manifest, bundle.schedule, recipe)
     if plugin is None:
         check_top_k(limits)
-    plans = [
-        _plan(bundle, spec, decoder_profiles(spec, index, limits, profiles=recipe.profiles), recipe, environment,
-              target=target, plugin=plugin)
-        for index, spec in enumerate(bundle.decoders)
-    ]  # fmt: skip
     vision = bundle.vision_encoder
-    first = _plan(bundle, vision, vision_profiles(vision, limits), recipe, environment,
-                  target=target, plugin=plugin)  # fmt: skip
-    return (first, *plans)
+    profiles: dict[GraphSpec, tuple[OptimizationProfile, ...]]
+    profiles = {vision: vision_profiles(vision, limits)}
+    for index, spec in enumerate(bundle.decoders):
+        profiles[spec] = decoder_profiles(spec, index, limits, profiles=recipe.profiles)
+    return tuple(
+        _plan(bundle, spec, ranges, recipe, environment, target=target, plugin=plugin)
+        for spec, ranges in profiles.items()
+    )
 
 
 def notes(bundle: Bundle, recipe: EngineRecipe) -> tuple[str, ...]:
@@ -142,7 +142,7 @@ def _plan(
     is_rtx = recipe.backend == "tensorrt-rtx"
     precision = bundle.manifest.recipe.precision
     cache = timing_cache_file(recipe, environment, precision=precision)
-    # float32 has no fused attention, and CLIP's packed heads are like all others.
+    # No fused attention has float32.
     decomposable = precision == "fp32" and form.opset == NEWEST_OPSET
     job = EngineJob(
         graph=spec.name,

@@ -10,7 +10,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -19,7 +19,7 @@ from feather_edge.engines.jobs import EngineJob, EngineResult, Environment
 from feather_edge.errors import BuildError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from feather_edge.recipes import EngineBackend
 
@@ -28,9 +28,13 @@ __all__ = ["OnPhase", "describe_environment", "run_job"]
 WORKER = [sys.executable, "-m", "feather_edge.engines._worker"]
 DESCRIBE_TIMEOUT_S = 120
 
-if TYPE_CHECKING:
-    OnPhase = Callable[[str, str, int, int], None]
-    """Called with graph, TensorRT's name of a phase, steps done, steps."""
+
+class OnPhase(Protocol):
+    """Called while engines are built, from several threads when there are several jobs."""
+
+    def __call__(self, graph: str, phase: str, num_done: int, num_steps: int) -> None:
+        """Report that ``num_done`` of ``num_steps`` of TensorRT's ``phase`` are done."""
+        ...
 
 
 def describe_environment(backend: EngineBackend) -> Environment:

@@ -30,10 +30,12 @@ __all__ = [
     "check_fit",
     "engine_file",
     "engine_folder",
+    "file_hash",
     "graph_hash",
     "is_up_to_date",
     "publish",
     "read_record",
+    "rebuild_command",
 ]
 
 RECORD_VERSION = 1

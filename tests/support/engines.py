@@ -10,10 +10,11 @@ from feather_edge.engines.profiles import OptimizationProfile, ShapeRange
 from feather_edge.graphs import DecoderShape, decoder_spec, vision_encoder_spec
 from feather_edge.manifest import BundleManifest, ImageSpec, Rotary
 from feather_edge.pruning import PruningSchedule
-from feather_edge.recipes import ExportRecipe
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from feather_edge.recipes import ExportRecipe
 
 __all__ = ["job_for", "manifest_of", "profile_of"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import msgspec
@@ -101,7 +102,7 @@ def test_a_name_has_one_size_in_every_input(case: Any) -> None:
 @given(cases())
 def test_num_kept_never_exceeds_the_rows_and_is_what_the_next_segment_takes(case: Any) -> None:
     found = all_profiles(case)
-    for (_, _, prefill, decode), (_, _, after, _) in zip(found, found[1:], strict=False):
+    for (_, _, prefill, decode), (_, _, after, _) in itertools.pairwise(found):
         for profile in (prefill, decode):
             for end in ENDS:
                 kept = getattr(profile.inputs["num_kept"], end)[0]
