@@ -6,9 +6,12 @@ its two uses have nothing in common:
 =========  ===============  =======================  ==========================
 profile    S (sequence)     P (past_sequence)        K (values of num_kept)
 =========  ===============  =======================  ==========================
-prefill    1 to the limit   0: the cache is empty    1 to what may leave
+prefill    1 to the limit   0: the cache is empty    1 to all rows, see below
 decode     1                1 to the capacity - 1    1: the token passes through
 =========  ===============  =======================  ==========================
+
+All rows may leave although the next segment takes fewer, because the host finishes some plans;
+where that is more than TopK can do, K ends with what the next segment takes.
 
 TensorRT-RTX stores the weights once per profile (seen with 1.7: 362 MiB of engine for 179 MiB of
 weights), so a device that is short of memory may ask for one profile, ``both``, that spans the
@@ -147,7 +150,7 @@ def decoder_profiles(
     past = (1, min(limits.opt_rows[index], capacity - 1), capacity - 1)
     decode = {"batch": batch, "sequence": (1, 1, 1), "past_sequence": past}
     is_last = index == len(limits.max_rows) - 1
-    kept = None if is_last else (1, limits.opt_rows[index + 1], limits.max_rows[index + 1])
+    kept = None if is_last else (1, limits.opt_rows[index + 1], _max_kept(limits, index))
     passing = None if is_last else (1, 1, 1)
     if profiles == "one":
         spanning = prefill | {"past_sequence": (0, 0, capacity - 1)}
@@ -176,6 +179,16 @@ def check_top_k(limits: Limits) -> None:
                 f"TensorRT's TopK keeps at most {MAX_TOP_K}; lower --max-visual-tokens or "
                 f"--max-prompt-tokens, give --max-keep-ratio below 1, or use --plugin"
             )
+
+
+def _max_kept(limits: Limits, index: int) -> int:
+    """Return the largest K of a segment.
+
+    A plan that the host finishes (a union, quotas of several images) has every row leave the
+    graph, more than the next segment takes; it must fit as well, unless TopK cannot do it.
+    """
+    rows = limits.max_rows[index]
+    return rows if rows <= MAX_TOP_K else limits.max_rows[index + 1]
 
 
 def _profile(

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import onnx
 import onnx.parser
 import pytest
@@ -115,6 +116,30 @@ def test_the_command(bundle: Bundle) -> None:
     assert '"is_new":true' not in again.stdout
 
 
+def test_float32_stays_float32_and_phases_are_reported(bundle: Bundle, tmp_path: Path) -> None:
+    """The builder in this process, once: what workers do is otherwise out of sight."""
+    from feather_edge.engines._tensorrt import build_engine
+    from feather_edge.engines.jobs import Environment
+    from feather_edge.engines.plan import plan_engines
+
+    environment = Environment(tensorrt_version="1.7.1.116", device=None)
+    plan = plan_engines(bundle, rtx(), environment, target="here", plugin=None)[1]
+    log = tmp_path / "log"
+    phases: list[str] = []
+
+    def on_phase(phase: str, num_done: int, num_steps: int) -> None:
+        assert 0 <= num_done <= num_steps or num_steps == 0
+        phases.append(phase)
+
+    job = msgspec.structs.replace(plan.job, engine=str(tmp_path / "e"), result=str(tmp_path / "r"))
+    run_job(job, log=log, timeout_s=120, on_phase=None)
+    flags = next(line for line in log.read_text().splitlines() if "Flags " in line)
+    assert "STRONGLY_TYPED" in flags
+    assert "TF32" not in flags
+    assert build_engine(job, on_phase=on_phase) > 0
+    assert phases
+
+
 # What must not build. Each is a model in ONNX's text form.
 
 
@@ -158,8 +183,6 @@ def test_limits_that_need_a_larger_k_are_refused_before_anything_is_built(
 ) -> None:
     large = rtx(max_visual_tokens=8000, max_cache_capacity=16000)
     # The shipped model ends at 1024 positions; this is about one that does not.
-    import msgspec
-
     from feather_edge.bundle import Bundle as AnyBundle
 
     manifest = msgspec.structs.replace(bundle.manifest, max_positions=32768)
@@ -217,8 +240,6 @@ def test_functions_can_be_cut_from_a_copy(bundle: Bundle, tmp_path: Path) -> Non
 
     environment = Environment(tensorrt_version="1.7.1.116", device=None)
     plan = plan_engines(bundle, rtx(opset="18"), environment, target="stripped", plugin=None)[1]
-    import msgspec
-
     job = msgspec.structs.replace(
         plan.job,
         engine=str(tmp_path / "e"), result=str(tmp_path / "r.result"), strip_functions=True,

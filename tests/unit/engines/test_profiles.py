@@ -108,7 +108,7 @@ def test_num_kept_never_exceeds_the_rows_and_is_what_the_next_segment_takes(case
                 kept = getattr(profile.inputs["num_kept"], end)[0]
                 assert 1 <= kept <= getattr(profile.inputs["score_mask"], end)[1]
         entering = after.inputs["hidden_states"]
-        assert prefill.inputs["num_kept"].max[0] == entering.max[1]
+        assert prefill.inputs["num_kept"].max[0] >= entering.max[1]
         assert prefill.inputs["num_kept"].opt[0] == entering.opt[1]
         assert decode.inputs["num_kept"] == msgspec.structs.replace(
             decode.inputs["num_kept"], min=(1,), opt=(1,), max=(1,)
@@ -169,6 +169,24 @@ def test_a_smaller_largest_ratio_saves_memory_in_later_segments() -> None:
     limits = read_limits(manifest, schedule, recipe)
     assert limits.max_rows == (1100, 600, 200)
     assert limits.capacity == (1200, 700, 300)
+    prefill, _ = decoder_profiles(manifest.graphs[1], 0, limits)
+    assert prefill.inputs["num_kept"].max == (1100,)  # a union leaves the choice to the host
+
+
+def test_where_top_k_cannot_take_all_rows_it_takes_what_goes_on() -> None:
+    manifest = manifest_of(
+        num_layers=2, recipe=ExportRecipe(stages=(1,)), grid=(10, 10), max_positions=32768
+    )
+    recipe = EngineRecipe(
+        max_prompt_tokens=100, max_visual_tokens=5000, max_cache_capacity=6000,
+        max_keep_ratio=(0.5,),
+    )  # fmt: skip
+    limits = read_limits(manifest, PruningSchedule(num_layers=2, stages=(1,)), recipe)
+    check_top_k(limits)
+    prefill, _ = decoder_profiles(manifest.graphs[1], 0, limits)
+    assert (prefill.inputs["score_mask"].max, prefill.inputs["num_kept"].max) == (
+        (1, 5100), (2600,),
+    )  # fmt: skip
 
 
 @given(cases())
