@@ -87,6 +87,11 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _check_choice("opset", self.opset, get_args(OpsetName))
         _check_stages(self.stages)
         _check_keep_ratio("keep_ratio", self.keep_ratio, self.stages)
+        if self.prune == "feather" and len(self.keep_ratio) == 1 and len(self.stages or ()) > 2:
+            raise RecipeError(
+                f"keep_ratio has one value for {len(self.stages or ())} stages; feather with one "
+                "value has two stages in the paper, so give one for each stage"
+            )
         for name in ("stride", "seed"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name} is {getattr(self, name)}; it must be 0 or more")

@@ -114,10 +114,17 @@ class GraphBuilder:
         return self._unsqueezed[key]
 
     def constant(self, name: str, value: NDArray[np.generic]) -> ir.Value:
-        """Return a small constant, shared by every node that asks for it by ``name``."""
+        """Return a small constant, shared by every node that asks for it by ``name``.
+
+        Raises:
+            ValueError: if ``name`` is another constant already: a fault of the caller.
+        """
         if name not in self._initializers:
             self._add_initializer(name, ir.tensor(value, name=name))
-        return self._initializers[name]
+        shared = self._initializers[name]
+        if shared.const_value is None or not np.array_equal(shared.const_value.numpy(), value):
+            raise ValueError(f"graph {self.spec.name} has another constant {name!r} than {value}")
+        return shared
 
     def path(self, name: str) -> str:
         """Return ``name`` as a path within the current scopes."""

@@ -245,11 +245,11 @@ class Opset18:
             if tanh:
                 cube = g.op("Mul", g.op("Mul", x, x, name="square"), x, name="cube")
                 bent = g.op("Mul", cube, g.scalar("gelu_cubic", 0.044715), name="bent")
-                slope = g.scalar("gelu_slope", math.sqrt(2 / math.pi))
+                slope = g.scalar("gelu_tanh_slope", math.sqrt(2 / math.pi))
                 inner = g.op("Mul", g.op("Add", x, bent, name="sum"), slope, name="inner")
                 curve = g.op("Tanh", inner, name="tanh")
             else:
-                inner = g.op("Mul", x, g.scalar("gelu_slope", math.sqrt(0.5)), name="inner")
+                inner = g.op("Mul", x, g.scalar("gelu_erf_slope", math.sqrt(0.5)), name="inner")
                 curve = g.op("Erf", inner, name="erf")
             lifted = g.op("Add", curve, g.scalar("one", 1.0), name="lifted")
             half = g.op("Mul", x, g.scalar("half", 0.5), name="half")

@@ -30,9 +30,6 @@ class Weights:
                     self._names[canonical + name.removeprefix(saved)] = name
                     break
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._names
-
     def tensor(self, name: str, *, shape: tuple[int, ...]) -> TensorView:
         """Return the tensor called ``name`` here and mark it as used.
 

@@ -1,13 +1,14 @@
 """A session: an opened bundle that answers questions about images.
 
-with Session.open("bundle") as session:
-for token in session.stream("kitchen.jpg", "where is the red cup?"):
-print(token.text, end="")
+Example::
+
+    with Session.open("bundle") as session:
+        for token in session.stream("kitchen.jpg", "where is the red cup?"):
+            print(token.text, end="")
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -19,10 +20,11 @@ from feather_edge.graphs import EMBED_TOKENS_TENSOR
 from feather_edge.pruning import Layout, Pruning, VisualSpan, criterion
 from feather_edge.pruning.request import unpruned_reason
 from feather_edge.runtime.backends import Backend, create_backend
-from feather_edge.runtime.decoder import DecoderChain, PrunedStage
+from feather_edge.runtime.decoder import DecoderChain
 from feather_edge.runtime.preprocess import load_image, preprocess
 from feather_edge.runtime.prompt import PromptFormatter
-from feather_edge.runtime.result import FinishReason, Result, StageResult, Token
+from feather_edge.runtime.request import Answer, Run
+from feather_edge.runtime.result import Result, Token
 from feather_edge.runtime.sampling import Sampler, Sampling
 from feather_edge.runtime.timing import Stopwatch
 
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from feather_edge.runtime.preprocess import ImageSource
-    from feather_edge.runtime.prompt import Message, StreamDecoder
+    from feather_edge.runtime.prompt import Message
 
 DEFAULT_MAX_NEW_TOKENS = 128
 
@@ -157,7 +159,7 @@ class Session:
             run = self._begin(layout, pruning)
             logits = run.prefill(embeds)
         # 5. Decode: each token passes the same graphs, over each segment's own cache.
-        answer = _Answer(limit=limit, decoder=self._prompt.stream_decoder())
+        answer = Answer(limit=limit, decoder=self._prompt.stream_decoder())
         while True:
             token_id = sampler(logits)
             watch.token()
@@ -216,15 +218,15 @@ class Session:
         outputs = self._vision.run({"pixel_values": self._backend.upload(typed)})
         return self._backend.download(outputs["image_features"])
 
-    def _begin(self, layout: Layout, pruning: Pruning) -> _Run:
+    def _begin(self, layout: Layout, pruning: Pruning) -> Run:
         schedule = self.bundle.schedule
         if pruning.criterion != "none":
             criterion(pruning.criterion)  # unknown is wrong also where nothing can be pruned
         reason = unpruned_reason(pruning, layout, len(schedule.stages))
         chain = DecoderChain(self._decoders, self.bundle.manifest, schedule, self._backend)
-        return _Run(chain=chain, layout=layout, pruning=None if reason else pruning, reason=reason)
+        return Run(chain=chain, layout=layout, pruning=None if reason else pruning, reason=reason)
 
-    def _result(self, watch: Stopwatch, layout: Layout, run: _Run, answer: _Answer) -> Result:
+    def _result(self, watch: Stopwatch, layout: Layout, run: Run, answer: Answer) -> Result:
         return Result(
             text=answer.text,
             token_ids=tuple(answer.token_ids),
@@ -244,74 +246,6 @@ class Session:
         )
 
 
-@dataclass(kw_only=True)
-class _Run:
-    """The decoder's side of one request."""
-
-    chain: DecoderChain
-    layout: Layout
-    pruning: Pruning | None
-    reason: str | None
-    stages: list[PrunedStage] = field(default_factory=list)
-
-    def prefill(self, embeds: NDArray[Any]) -> NDArray[np.float32]:
-        logits, self.stages = self.chain.prefill(embeds, self.layout, self.pruning)
-        return logits
-
-    def reason_unpruned(self) -> str | None:
-        """Return why nothing was pruned, also when the ratio itself keeps everything."""
-        total = self.layout.num_visual_tokens
-        if self.reason is None and all(s.layout.num_kept == total for s in self.stages):
-            return "the keep ratio keeps every visual token"
-        return self.reason
-
-    def stage_results(self) -> tuple[StageResult, ...]:
-        results, before = [], self.layout
-        for stage in self.stages:
-            kept = stage.layout.kept_indices
-            results.append(
-                StageResult(
-                    before_layer=stage.before_layer,
-                    num_kept=len(kept),
-                    keep_ratio=len(kept) / max(1, self.layout.num_visual_tokens),
-                    criterion="none" if self.pruning is None else self.pruning.criterion,
-                    selection="fill" if self.pruning is None else self.pruning.selection,
-                    kept_indices=kept,
-                    scores=_visual_scores(stage, before),
-                )
-            )
-            before = stage.layout
-        return tuple(results)
-
-
-@dataclass(kw_only=True)
-class _Answer:
-    """The answer as it grows."""
-
-    limit: int
-    decoder: StreamDecoder
-    token_ids: list[int] = field(default_factory=list)
-    text: str = ""
-    finish_reason: FinishReason = "length"
-
-    def add(self, token_id: int) -> Token:
-        delta = self.decoder.step(token_id)
-        self.token_ids.append(token_id)
-        self.text += delta
-        if self.is_full:
-            delta += self.flush()
-        return Token(token_id=token_id, text=delta)
-
-    def flush(self) -> str:
-        rest = self.decoder.flush()
-        self.text += rest
-        return rest
-
-    @property
-    def is_full(self) -> bool:
-        return len(self.token_ids) == self.limit
-
-
 def default_pruning(bundle: Bundle) -> Pruning:
     """Return what the bundle's recipe asks of a request that asks for nothing else."""
     recipe = bundle.manifest.recipe
@@ -322,15 +256,6 @@ def default_pruning(bundle: Bundle) -> Pruning:
         selection=recipe.selection,
         seed=recipe.seed,
     )
-
-
-def _visual_scores(stage: PrunedStage, before: Layout) -> NDArray[np.float32] | None:
-    """Spread a stage's scores [S] over all visual tokens of the prompt."""
-    if stage.scores is None:
-        return None
-    scores = np.full(before.num_visual_tokens, np.nan, np.float32)
-    scores[before.kept_indices] = stage.scores[before.is_visual]
-    return scores
 
 
 def _open_embeddings(bundle: Bundle) -> NDArray[Any]:

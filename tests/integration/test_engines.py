@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from measure_builder_peak import SIZES, write_checkpoint
 from support.engines import job_for, profile_of
-from support.shipped import shipped_checkpoint
+from support.shipped import CHECKPOINT
 
 from feather_edge.cli import main
 from feather_edge.engines.build import build_engines
@@ -47,9 +47,9 @@ def rtx(**options: Any) -> EngineRecipe:
 
 @pytest.fixture(scope="module")
 def bundle(bundles: BundleFactory) -> Bundle:
-    """The shipped model, or one of its layout, in fp16 and both opsets."""
+    """The shipped model in fp16 and both opsets."""
     recipe = ExportRecipe(precision="fp16")
-    return bundles.export(shipped_checkpoint(bundles), recipe=recipe).bundle
+    return bundles.export(CHECKPOINT, recipe=recipe).bundle
 
 
 def test_what_is_installed_here() -> None:
@@ -92,10 +92,10 @@ def test_float32_for_turing_says_what_to_do(bundles: BundleFactory) -> None:
 
 
 @pytest.mark.parametrize("opset", ["18", "23"])
-def test_a_decoder_of_realistic_width(bundles: BundleFactory, tmp_path: Path, opset: str) -> None:
+def test_a_decoder_of_realistic_width(tmp_path: Path, opset: str) -> None:
     """D = 1536, 12 heads on 2, MLP of 8960, 4 layers in 2 segments; a few seconds an engine."""
     sizes = SIZES | {"num_hidden_layers": 4}
-    checkpoint = write_checkpoint(shipped_checkpoint(bundles), tmp_path / "checkpoint", sizes)
+    checkpoint = write_checkpoint(CHECKPOINT, tmp_path / "checkpoint", sizes)
     wide = export(
         checkpoint, tmp_path / "bundle", ExportRecipe(precision="fp16", stages=(2,), opset="both")
     )
@@ -116,6 +116,7 @@ def test_the_command(bundle: Bundle) -> None:
     assert '"is_new":true' not in again.stdout
 
 
+@pytest.mark.filterwarnings("ignore")  # TensorRT's own, within native code
 def test_float32_stays_float32_and_phases_are_reported(bundle: Bundle, tmp_path: Path) -> None:
     """The builder in this process, once: what workers do is otherwise out of sight."""
     from feather_edge.engines._tensorrt import build_engine

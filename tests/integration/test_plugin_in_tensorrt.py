@@ -31,11 +31,11 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def graph(bundles: BundleFactory) -> Path:
-    """The first segment in fp16, opset 23."""
+@pytest.fixture(scope="module", params=["decoder_0.onnx", "decoder_0.opset18.onnx"])
+def graph(request: pytest.FixtureRequest, bundles: BundleFactory) -> Path:
+    """The first segment in fp16, for each opset."""
     bundle = bundles(recipe=ExportRecipe(precision="fp16")).bundle
-    return sorted((bundle.path / "onnx").rglob("decoder_0*.onnx"))[-1]
+    return Path(bundle.path / "onnx" / request.param)
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,15 @@ import pytest
 import torch
 from support.images import random_images, scene_questions
 from support.reference import ReferenceLlava, ReferencePruning
-from support.shipped import shipped_checkpoint
+from support.shipped import CHECKPOINT
 
 from feather_edge import Session
 from feather_edge.pruning import Pruning
-from feather_edge.recipes import ExportRecipe
+from feather_edge.recipes import ExportRecipe, load_recipe
 from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from support.bundles import BundleFactory, Exported
 
@@ -34,6 +34,7 @@ SCORE_TOLERANCE = 1e-5
 NUM_SCENES = 50
 MAX_TIED_RUNS = 2
 STAGES = (2, 4)
+SHIPPED_RECIPE = load_recipe("scene-vlm")
 KINDS = [
     ("feather", "fill"),
     ("feather", "union"),
@@ -124,9 +125,23 @@ def tiny(request: pytest.FixtureRequest, bundles: BundleFactory) -> Pair:
 
 @pytest.fixture(scope="module")
 def shipped(bundles: BundleFactory) -> Pair:
-    """The shipped model, split at a quarter and a half of its depth."""
-    return open_pair(
-        bundles.export(shipped_checkpoint(bundles), recipe=ExportRecipe(stages=STAGES))
+    """The shipped model, exported with its own recipe."""
+    return open_pair(bundles.export(CHECKPOINT, recipe=SHIPPED_RECIPE))
+
+
+@pytest.fixture(scope="module")
+def extremes(bundles: BundleFactory) -> Pair:
+    recipe = ExportRecipe(stages=STAGES)
+    return open_pair(bundles(num_layers=6, image_size=56, recipe=recipe))
+
+
+def shipped_pruning(method: str, selection: str) -> ReferencePruning:
+    return ReferencePruning(
+        method=method,
+        selection=selection,
+        stages=SHIPPED_RECIPE.stages,
+        keep_ratio=SHIPPED_RECIPE.keep_ratio,
+        stride=SHIPPED_RECIPE.stride,
     )
 
 
@@ -142,18 +157,29 @@ def test_tiny_models_keep_and_answer_as_the_reference(
         assert not tiny.run(images, "where is the red circle ?", pruning)
 
 
+@pytest.mark.parametrize(("method", "selection"), KINDS)
+def test_the_older_operators_keep_the_same(
+    bundles: BundleFactory, method: str, selection: str
+) -> None:
+    recipe = ExportRecipe(stages=STAGES, opset="18")
+    pair = open_pair(bundles(num_layers=6, image_size=56, recipe=recipe))
+    pruning = ReferencePruning(method=method, selection=selection, stages=STAGES)
+
+    assert not pair.run(random_images(1, seed=1), "where is the red circle ?", pruning)
+
+
 @pytest.mark.parametrize("keep_ratio", [(0.02,), (0.1,), (0.9,), (1.0,), (0.5, 0.125)], ids=str)
 @pytest.mark.parametrize("stride", [0, 1, 2, 5])
 @pytest.mark.parametrize("selection", ["fill", "union"])
 def test_feather_at_its_extremes(
-    bundles: BundleFactory, keep_ratio: tuple[float, ...], stride: int, selection: str
+    extremes: Pair, keep_ratio: tuple[float, ...], stride: int, selection: str
 ) -> None:
-    pair = _extremes_pair(bundles)
     pruning = ReferencePruning(
         selection=selection, stages=STAGES, keep_ratio=keep_ratio, stride=stride
     )
 
-    assert not pair.run(random_images(1, seed=7), "how many squares ?", pruning, max_new_tokens=4)
+    images = random_images(1, seed=7)
+    assert not extremes.run(images, "how many squares ?", pruning, max_new_tokens=4)
 
 
 @pytest.mark.parametrize("stages", [(1,), (5,), (1, 2, 5)], ids=str)
@@ -161,7 +187,8 @@ def test_feather_at_its_extremes(
 def test_stages_anywhere_in_the_decoder(
     bundles: BundleFactory, stages: tuple[int, ...], method: str
 ) -> None:
-    exported = bundles(num_layers=6, image_size=56, recipe=ExportRecipe(stages=stages))
+    recipe = ExportRecipe(stages=stages, prune="fastv")
+    exported = bundles(num_layers=6, image_size=56, recipe=recipe)
     ratios = {1: (0.3,), 3: (0.6, 0.3, 0.1)}[len(stages)]
     pruning = ReferencePruning(method=method, stages=stages, keep_ratio=ratios)
 
@@ -195,33 +222,21 @@ def test_shipped_model_unpruned_answers_as_transformers(shipped: Pair) -> None:
 
 @pytest.mark.parametrize(("method", "selection"), KINDS)
 def test_shipped_model_keeps_and_answers_as_the_reference(
-    shipped: Pair, method: str, selection: str, record_property: Callable[[str, object], None]
+    shipped: Pair, method: str, selection: str
 ) -> None:
-    pruning = ReferencePruning(method=method, selection=selection, stages=STAGES)
+    pruning = shipped_pruning(method, selection)
 
     num_tied = sum(
         shipped.run([image], question, pruning, max_new_tokens=6)
         for image, question in scene_questions(NUM_SCENES)
     )
 
-    record_property("runs_set_apart_by_a_tie", num_tied)
-    assert num_tied <= MAX_TIED_RUNS
+    assert num_tied <= MAX_TIED_RUNS  # 0 of 250 when this was written
 
 
 def test_shipped_model_about_two_scenes(shipped: Pair) -> None:
     (first, question), (second, _) = scene_questions(2)
 
     for method, selection in KINDS:
-        pruning = ReferencePruning(method=method, selection=selection, stages=STAGES)
+        pruning = shipped_pruning(method, selection)
         assert not shipped.run([first, second], question, pruning, max_new_tokens=4)
-
-
-def _extremes_pair(bundles: BundleFactory) -> Pair:
-    key = "extremes"
-    if key not in _PAIRS:
-        recipe = ExportRecipe(stages=STAGES)
-        _PAIRS[key] = open_pair(bundles(num_layers=6, image_size=56, recipe=recipe))
-    return _PAIRS[key]
-
-
-_PAIRS: dict[str, Pair] = {}

@@ -195,11 +195,19 @@ RATIO = st.floats(0.001, 1)
 def test_a_description_is_a_recipe_again(
     tmp_path_factory: pytest.TempPathFactory, **values: Any
 ) -> None:
-    values["keep_ratio"] = (values["keep_ratio"],)
-    values["stages"] = None if values["stages"] is None else tuple(values["stages"])
+    stages = values["stages"]
+    values["stages"] = None if stages is None else tuple(stages)
+    # Feather takes one ratio for two stages at most, and one for each of any number.
+    values["keep_ratio"] = (values["keep_ratio"],) * max(1, len(stages or ()))
     recipe = ExportRecipe(**values)
     path = written(tmp_path_factory.getbasetemp(), describe_recipe(recipe))
     assert load_recipe(path) == recipe
+
+
+def test_feather_with_one_ratio_has_two_stages_at_most() -> None:
+    with pytest.raises(RecipeError, match="one value for 3 stages; feather with one"):
+        ExportRecipe(stages=(1, 2, 3))
+    assert ExportRecipe(stages=(1, 2, 3), prune="fastv").stages == (1, 2, 3)
 
 
 TARGETS = (

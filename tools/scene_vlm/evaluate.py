@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
-from scenes import COARSE_KINDS, Box, Kind, Question, Scene, Split, ask, make_scene, scene_rng
+from scenes import COARSE_KINDS, Kind, Question, Scene, Split, ask, make_scene, scene_rng
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 from vocabulary import parse_box
+
+from feather_edge.evaluate.boxes import intersection_over_union
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,17 +53,6 @@ def unseen_scenes(split: Split, num_scenes: int) -> list[tuple[Scene, list[Quest
     return found
 
 
-def box_iou(first: Box, second: Box) -> float:
-    """Return intersection over union of two boxes (x0, y0, x1, y1)."""
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    shared = width * height
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return shared / (areas[0] + areas[1] - shared)
-
-
 def score(question: Question, text: str) -> float:
     """Return the IoU of a place, or 1 for the right word."""
     if question.box is None:
@@ -69,7 +60,7 @@ def score(question: Question, text: str) -> float:
     said = parse_box(text)
     if said is None or said[2] <= said[0] or said[3] <= said[1]:
         return 0.0
-    return box_iou(said, question.box)
+    return intersection_over_union(said, question.box)
 
 
 @torch.inference_mode()

@@ -63,7 +63,7 @@ def load_pool(folder: Path, *, num_scenes: int, workers: int) -> ScenePool:
 def _render(num_scenes: int, workers: int) -> dict[str, np.ndarray]:
     starts = range(0, num_scenes, _CHUNK)
     side = NUM_PATCHES_PER_SIDE
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "images": np.empty((num_scenes, IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3), dtype=np.uint8),
         "owners": np.empty((num_scenes, side, side), dtype=np.uint8),
         "attributes": np.empty((num_scenes, MAX_OBJECTS, 2), dtype=np.int64),

@@ -185,7 +185,7 @@ def _outline(shape: str, centre: np.ndarray, size: float, turn: float) -> np.nda
 
 def _rotate(points: np.ndarray, angle: float) -> np.ndarray:
     cosine, sine = math.cos(angle), math.sin(angle)
-    return points @ np.array([[cosine, sine], [-sine, cosine]])
+    return np.matmul(points, np.array([[cosine, sine], [-sine, cosine]]))
 
 
 def _patch_owners(labels: np.ndarray, num_objects: int) -> np.ndarray:

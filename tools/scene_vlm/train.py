@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("scene_vlm")
 
+# In phase 2 the vision side is trained already: it learns this much slower than the decoder.
+_VISION_SHARE = 0.4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
@@ -87,7 +90,9 @@ class Trainer:
         ]
         known = {id(parameter) for parameter in vision}
         decoder = [item for item in self.model.parameters() if id(item) not in known]
-        rate = plan.vision_learning_rate if phase == "vision" else 0.4 * plan.learning_rate
+        rate = (
+            plan.vision_learning_rate if phase == "vision" else _VISION_SHARE * plan.learning_rate
+        )
         groups = [{"params": vision, "peak": rate}]
         if phase == "whole":
             groups.append({"params": decoder, "peak": plan.learning_rate})
@@ -225,9 +230,9 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         # The peaks belong to the plan of this run, not to that of the saved one.
         plan = self.plan
-        peaks = (plan.vision_learning_rate,)
+        peaks = [plan.vision_learning_rate]
         if phase == "whole":
-            peaks = (0.4 * plan.learning_rate, plan.learning_rate)
+            peaks = [_VISION_SHARE * plan.learning_rate, plan.learning_rate]
         for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
             group["peak"] = peak
         self.average = state["average"]

@@ -47,7 +47,7 @@ def cases(draw: st.DrawFn) -> tuple[Any, PruningSchedule, EngineRecipe]:
     export = ExportRecipe(
         stages=tuple(sorted(stages)),
         prune=draw(st.sampled_from(["feather", "fastv", "uniform", "none"])),
-        keep_ratio=(draw(st.floats(0.05, 1)),),
+        keep_ratio=(draw(st.floats(0.05, 1)),) * max(1, len(stages)),
         stride=draw(st.integers(0, 4)),
     )
     manifest = manifest_of(
@@ -222,9 +222,11 @@ def test_a_model_that_ends_earlier_sets_the_limit_and_says_so() -> None:
 
 
 def test_a_bundle_whose_own_pruning_fails_still_builds() -> None:
-    manifest = manifest_of(num_layers=4, recipe=ExportRecipe(stages=(1, 2, 3)), grid=(10, 10))
-    limits = read_limits(manifest, PruningSchedule(num_layers=4, stages=(1, 2, 3)), EngineRecipe())
-    assert limits.opt_rows == (164,) * 4
+    recipe = ExportRecipe(keep_ratio=(0.5, 0.4, 0.3))
+    manifest = manifest_of(num_layers=4, recipe=recipe, grid=(10, 10))
+    schedule = PruningSchedule(num_layers=4, stages=(1, 2))
+    limits = read_limits(manifest, schedule, EngineRecipe())
+    assert limits.opt_rows == (164,) * 3
     assert "tuned for unpruned prompts" in limits.notes[0]
 
 

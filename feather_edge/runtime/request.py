@@ -1,0 +1,107 @@
+"""One request on its way through a session: the decoder's side, and the answer as it grows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from feather_edge.runtime.result import FinishReason, StageResult, Token
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from feather_edge.pruning import Layout, Pruning
+    from feather_edge.runtime.decoder import DecoderChain, PrunedStage
+    from feather_edge.runtime.prompt import StreamDecoder
+
+
+@dataclass(kw_only=True)
+class Run:
+    """The decoder's side of one request.
+
+    Attributes:
+        chain: the segments with this request's caches.
+        layout: of the unpruned prompt.
+        pruning: what to keep; None keeps everything, for ``reason``.
+        reason: why the request prunes nothing, known before it runs.
+        stages: what each stage did, after the prefill.
+    """
+
+    chain: DecoderChain
+    layout: Layout
+    pruning: Pruning | None
+    reason: str | None
+    stages: list[PrunedStage] = field(default_factory=list)
+
+    def prefill(self, embeds: NDArray[Any]) -> NDArray[np.float32]:
+        """Run the prompt [S, D]; returns logits [V] of the first token."""
+        logits, self.stages = self.chain.prefill(embeds, self.layout, self.pruning)
+        return logits
+
+    def reason_unpruned(self) -> str | None:
+        """Return why nothing was pruned, also when the ratio itself keeps everything."""
+        total = self.layout.num_visual_tokens
+        if self.reason is None and all(s.layout.num_kept == total for s in self.stages):
+            return "the keep ratio keeps every visual token"
+        return self.reason
+
+    def stage_results(self) -> tuple[StageResult, ...]:
+        """Return what each stage kept, as the result reports it."""
+        results, before = [], self.layout
+        for stage in self.stages:
+            kept = stage.layout.kept_indices
+            results.append(
+                StageResult(
+                    before_layer=stage.before_layer,
+                    num_kept=len(kept),
+                    keep_ratio=len(kept) / max(1, self.layout.num_visual_tokens),
+                    criterion="none" if self.pruning is None else self.pruning.criterion,
+                    selection="fill" if self.pruning is None else self.pruning.selection,
+                    kept_indices=kept,
+                    scores=_visual_scores(stage, before),
+                )
+            )
+            before = stage.layout
+        return tuple(results)
+
+
+@dataclass(kw_only=True)
+class Answer:
+    """The answer as it grows, up to ``limit`` tokens."""
+
+    limit: int
+    decoder: StreamDecoder
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason = "length"
+
+    def add(self, token_id: int) -> Token:
+        """Append a token; returns it with the text it adds."""
+        delta = self.decoder.step(token_id)
+        self.token_ids.append(token_id)
+        self.text += delta
+        if self.is_full:
+            delta += self.flush()
+        return Token(token_id=token_id, text=delta)
+
+    def flush(self) -> str:
+        """Return text that was held back for a character to complete, at the end."""
+        rest = self.decoder.flush()
+        self.text += rest
+        return rest
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the limit is reached."""
+        return len(self.token_ids) == self.limit
+
+
+def _visual_scores(stage: PrunedStage, before: Layout) -> NDArray[np.float32] | None:
+    """Spread a stage's scores [S] over all visual tokens of the prompt."""
+    if stage.scores is None:
+        return None
+    scores = np.full(before.num_visual_tokens, np.nan, np.float32)
+    scores[before.kept_indices] = stage.scores[before.is_visual]
+    return scores
