@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import threading
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,13 +82,15 @@ def build_engines(
     # 3. Engines that a build would only repeat are left alone.
     stale = [plan for plan in plans if force or not is_up_to_date(plan.engine, plan.record)]
     # 4. The rest, each in its own process; the first failure stops what has not begun.
-    build = partial(_build, timeout_s=timeout_s, on_phase=on_phase)
+    failed = threading.Event()
+    build = partial(_build, failed=failed, timeout_s=timeout_s, on_phase=on_phase)
     with concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
         pending = [pool.submit(build, plan) for plan in stale]
         try:
             for future in concurrent.futures.as_completed(pending):
                 future.result()
         except BaseException:
+            failed.set()
             pool.shutdown(cancel_futures=True)
             raise
     # 5. What is there now, read back from the records.
@@ -119,8 +122,16 @@ def describe_build(
     return as_text(dry_run, source=source), dry_run
 
 
-def _build(plan: EnginePlan, *, timeout_s: float | None, on_phase: OnPhase | None) -> None:
+def _build(
+    plan: EnginePlan,
+    *,
+    failed: threading.Event,
+    timeout_s: float | None,
+    on_phase: OnPhase | None,
+) -> None:
     """Build one engine and publish it; a failure leaves the log and nothing else."""
+    if failed.is_set():
+        return
     job = plan.job
     plan.engine.parent.mkdir(parents=True, exist_ok=True)
     if job.timing_cache is not None:
@@ -137,6 +148,9 @@ def _build(plan: EnginePlan, *, timeout_s: float | None, on_phase: OnPhase | Non
             num_bytes=partial_engine.stat().st_size,
         )
         publish(partial_engine, plan.engine, record)
+    except BaseException:
+        failed.set()
+        raise
     finally:
         for leftover in (partial_engine, result_file, result_file.with_suffix(".job")):
             leftover.unlink(missing_ok=True)

@@ -1,12 +1,13 @@
 """A model without its functions, for a TensorRT that would never look for the plugin otherwise.
 
-Before 10.7 a function of the model beats a registered plugin of the same name. The copy lies in a
-folder of its own, with links to the weights, which a model names relative to itself.
+Before 10.7 a function of the model beats a registered plugin of the same name. The copy lies
+beside the model while it is needed, because a model names its weights relative to itself, and
+readers refuse links to them.
 """
 
 from __future__ import annotations
 
-import tempfile
+import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,14 +31,11 @@ def without_functions(job: EngineJob) -> Iterator[EngineJob]:
     import onnx
 
     source = Path(job.model)
-    with tempfile.TemporaryDirectory(dir=Path(job.result).parent) as folder:
-        model = onnx.load(source, load_external_data=False)
-        del model.functions[:]
-        copy = Path(folder) / source.name
+    model = onnx.load(source, load_external_data=False)
+    del model.functions[:]
+    copy = source.with_name(f".{source.stem}.{os.getpid()}.onnx")
+    try:
         copy.write_bytes(model.SerializeToString())
-        for tensor in model.graph.initializer:
-            for entry in tensor.external_data:
-                link = Path(folder) / entry.value
-                if entry.key == "location" and not link.exists():
-                    link.symlink_to(source.parent / entry.value)
         yield msgspec.structs.replace(job, model=str(copy))
+    finally:
+        copy.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -136,6 +137,8 @@ def _plan(
     form = _choose_form(bundle, spec, recipe, environment)
     folder = engine_folder(bundle.path, target)
     engine = engine_file(folder, spec.name)
+    # Two builds of one target may run at once; the later one wins, whole.
+    unfinished = (folder / f".{spec.name}.{os.getpid()}").absolute()
     has_prune_op = any(tensor.name == "num_kept" for tensor in spec.inputs)
     library = plugin if has_prune_op else None
     device = environment.device
@@ -148,8 +151,8 @@ def _plan(
         graph=spec.name,
         backend=recipe.backend,
         model=str((bundle.path / form.file).absolute()),
-        engine=str((folder / f".{spec.name}.partial").absolute()),
-        result=str((folder / f".{spec.name}.result").absolute()),
+        engine=f"{unfinished}.partial",
+        result=f"{unfinished}.result",
         profiles=profiles,
         compute_capabilities=recipe.compute_capabilities if is_rtx else (),
         builder_optimization_level=recipe.builder_optimization_level,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -248,3 +250,17 @@ def test_functions_can_be_cut_from_a_copy(bundle: Bundle, tmp_path: Path) -> Non
     with pytest.raises(BuildError, match="prune/top_k_uniform_gather.*Plugin not found"):
         run_job(job, log=tmp_path / "log", timeout_s=120, on_phase=None)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["log", "r.job"]
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a compiler")
+def test_a_library_that_holds_no_plugin(bundle: Bundle, tmp_path: Path) -> None:
+    """The function would be taken instead, and nobody would notice."""
+    source, library = tmp_path / "empty.c", tmp_path / "libempty.so"
+    source.write_text("int nothing(void) { return 0; }\n")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    with pytest.raises(BuildError, match="did not take the plugin of .*libempty.so for decoder_0"):
+        build_engines(bundle, rtx(), target="empty", plugin=library)
+    left = (bundle.path / "engines" / "empty").iterdir()
+    assert sorted(file.name for file in left) == [
+        "decoder_0.log", "vision_encoder.engine", "vision_encoder.json", "vision_encoder.log",
+    ]  # fmt: skip

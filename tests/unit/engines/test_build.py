@@ -141,6 +141,15 @@ def test_a_failure_leaves_no_half_engine_and_keeps_the_old_one(
     assert read_record(bundle.path, "orin-nano-8gb", "decoder_1").num_bytes > 0
 
 
+def test_nothing_begins_after_a_failure(
+    bundle: Bundle, recipe: EngineRecipe, builder: FakeBuilder
+) -> None:
+    builder.failing = "decoder_0"
+    with pytest.raises(BuildError, match="decoder_0"):
+        build(bundle, recipe)
+    assert [job.graph for job in builder.jobs] == ["vision_encoder", "decoder_0"]
+
+
 def test_jobs_of_a_jetson(bundle: Bundle, recipe: EngineRecipe, builder: FakeBuilder) -> None:
     build(bundle, recipe, jobs=2)
     job = next(job for job in builder.jobs if job.graph == "decoder_0")

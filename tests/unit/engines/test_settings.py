@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.engines import job_for, profile_of
 
+from feather_edge.engines import _device
 from feather_edge.engines.commands import polygraphy_command
+from feather_edge.engines.function_strip import without_functions
 from feather_edge.engines.jobs import Device, Environment
 from feather_edge.engines.memory import pool_bytes
 from feather_edge.engines.timing_cache import timing_cache_file
 from feather_edge.recipes import EngineRecipe
+
+if TYPE_CHECKING:
+    from support.bundles import BundleFactory
 
 ORIN = Device(name="Orin (nvgpu)", compute_capability="8.7", cuda_version="12.6")
 HERE = Environment(tensorrt_version="10.3.0", device=ORIN)
@@ -70,3 +76,54 @@ def test_the_command_does_what_the_job_does() -> None:
         ["-o", "/b/g.engine"],
     ):  # fmt: skip
         assert words[words.index(pair[0]) + 1] == pair[1]
+
+
+class FakeDriver:
+    """The CUDA driver of an Orin, or of a machine whose driver finds no GPU."""
+
+    def __init__(self, *, status: int = 0) -> None:
+        self.status = status
+
+    def cuInit(self, _: int) -> int:  # noqa: N802 - the driver's own names
+        return self.status
+
+    def cuDeviceGet(self, _device: Any, _index: int) -> int:  # noqa: N802
+        return 0
+
+    def cuDeviceGetName(self, name: Any, _size: int, _device: Any) -> None:  # noqa: N802
+        name.value = b"Orin"
+
+    def cuDriverGetVersion(self, version: Any) -> None:  # noqa: N802
+        version._obj.value = 12060
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, _device: Any) -> None:  # noqa: N802
+        value._obj.value = {75: 8, 76: 7}[attribute]
+
+
+def test_the_gpu_is_asked_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_device.ctypes, "CDLL", lambda _: FakeDriver())
+    assert _device.current_device() == Device(
+        name="Orin", compute_capability="8.7", cuda_version="12.6"
+    )
+
+
+def test_a_driver_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_device.ctypes, "CDLL", lambda _: FakeDriver(status=100))
+    assert _device.current_device() is None
+
+
+def test_a_copy_without_functions_finds_its_weights(
+    bundles: BundleFactory, tmp_path: Path
+) -> None:
+    import onnx
+
+    bundle = bundles(num_layers=4).bundle
+    model = bundle.path / bundle.decoders[0].forms[1].file
+    job = job_for(model, result=str(tmp_path / "r"), strip_functions=True)
+    with without_functions(job) as stripped:
+        copy = onnx.load(stripped.model)  # with its weights
+        assert not copy.functions
+        assert len(copy.graph.node) == len(onnx.load(model).graph.node)
+    assert not list(model.parent.glob(".*"))
+    with without_functions(job_for(model)) as untouched:
+        assert untouched.model == str(model)
