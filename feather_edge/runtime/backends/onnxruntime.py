@@ -56,6 +56,8 @@ class OnnxRuntimeBackend(Backend):
         self._options = onnxruntime.SessionOptions()
         self._options.log_severity_level = 3
         self._options.intra_op_num_threads = num_threads or 0
+        # Each graph has a pool of its own; waiting threads that spin would starve the next graph.
+        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
     def open(self, file: Path, spec: GraphSpec) -> Graph:
         """See ``Backend.open``."""
