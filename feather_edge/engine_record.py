@@ -19,6 +19,7 @@ import msgspec
 
 from feather_edge.errors import BackendError
 from feather_edge.graphs import EMBED_TOKENS_FILE
+from feather_edge.recipes import EngineBackend
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +41,6 @@ __all__ = [
 ]
 
 ProfileName = Literal["prefill", "decode", "both", "images"]
-EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
 ENGINES_FOLDER = "engines"
 
 
