@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import shutil
 import threading
 from functools import partial
 from pathlib import Path
@@ -148,6 +149,8 @@ def _build(
             peak_rss_mib=result.peak_rss_mib,
             num_bytes=partial_engine.stat().st_size,
         )
+        if job.plugin is not None:  # engines travel with the plugin that they need
+            shutil.copyfile(job.plugin, plan.engine.parent / Path(job.plugin).name)
         publish(partial_engine, plan.engine, record)
     except BaseException:
         failed.set()

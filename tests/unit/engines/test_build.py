@@ -190,6 +190,7 @@ def test_a_plugin_goes_to_the_pruned_segments(
         None, "libplugin.so", "libplugin.so", None,
     ]  # fmt: skip
     assert [job.strip_functions for job in builder.jobs] == [False, strips, strips, False]
+    assert (Path(report.engines[1].path).parent / "libplugin.so").read_bytes() == b"code"
     library.write_bytes(b"other code")
     again = build(bundle, recipe, plugin=library)
     assert [engine.is_new for engine in again.engines] == [False, True, True, False]
