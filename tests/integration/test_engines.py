@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from measure_builder_peak import SIZES, write_checkpoint
 from support.engines import job_for, profile_of
+from support.int4 import with_int4_weights
 from support.shipped import CHECKPOINT
 
 from feather_edge.cli import main
@@ -105,6 +106,14 @@ def test_a_decoder_of_realistic_width(tmp_path: Path, opset: str) -> None:
     weights = [wide.manifest.files[spec.weights_file].num_bytes for spec in wide.decoders]
     for engine, num_bytes in zip(report.engines[1:], weights, strict=True):
         assert engine.bytes > num_bytes > 150 * 2**20
+    if opset == "23":  # blocks came with opset 21
+        engine = report.engines[1]
+        file = tmp_path / "decoder_0.int4.onnx"
+        assert with_int4_weights(wide.path / wide.decoders[0].file, file) == 2 * 5
+        profiles = read_record(wide.path, "rtx", "decoder_0").profiles
+        job = job_for(file, *profiles, decomposable_attention=False)
+        run_job(job, log=file.with_suffix(".log"), timeout_s=120, on_phase=None)
+        assert Path(job.engine).stat().st_size < 0.4 * engine.bytes
 
 
 def test_the_command(bundle: Bundle) -> None:
