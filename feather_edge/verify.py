@@ -95,11 +95,8 @@ def verify(
     samples = samples or shipped_samples()
     # 2. The reference answers; what enters and leaves every graph is kept.
     recorder = Recorder(_FormBackend(bundle, forms[-1], layers=layers))
-    expected = []
     with Session(bundle, recorder) as session:
-        for sample in samples:
-            recorder.begin(sample.name)
-            expected.append(_answer(session, sample))
+        expected = [_answer(session, sample, recorder=recorder) for sample in samples]
     # 3. The backend under test runs every graph on the same inputs, 4. and answers on its own.
     if opset is None:
         tested, name = create_backend(backend, bundle, target=target), backend
@@ -108,12 +105,12 @@ def verify(
         name = f"{backend} with opset {opset}"
     tensors, kept = _replay(recorder.runs, bundle, tested)
     with Session(bundle, tested) as session:
-        answers = [
+        answers = tuple(
             _compare_answers(sample.name, _answer(session, sample), answer)
             for sample, answer in zip(samples, expected, strict=True)
-        ]
-    precision = bundle.manifest.recipe.precision
-    lowest_cosine = LOWEST_COSINE[precision] if lowest_cosine is None else lowest_cosine
+        )
+    if lowest_cosine is None:
+        lowest_cosine = LOWEST_COSINE[bundle.manifest.recipe.precision]
     return VerifyReport(
         bundle=str(bundle.path),
         tested=name,
@@ -122,7 +119,7 @@ def verify(
         lowest_overlap=LOWEST_OVERLAP if lowest_overlap is None else lowest_overlap,
         tensors=worst_samples(tensors),
         kept=tuple(kept),
-        answers=tuple(answers),
+        answers=answers,
         first_bad=next((each for each in tensors if each.is_bad(lowest_cosine)), None),
     )
 
@@ -188,8 +185,12 @@ def _opset_under_test(
     return forms[0] if opset is None else opset
 
 
-def _answer(session: Session, sample: Sample) -> Result | BackendError:
+def _answer(
+    session: Session, sample: Sample, *, recorder: Recorder | None = None
+) -> Result | BackendError:
     """Return an answer, or why there is none: the graphs are compared in any case."""
+    if recorder is not None:
+        recorder.begin(sample.name)
     limit = min(MAX_NEW_TOKENS, session.bundle.manifest.max_new_tokens or MAX_NEW_TOKENS)
     try:
         return session.generate(sample.image, sample.prompt, max_new_tokens=limit)
