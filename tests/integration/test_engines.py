@@ -18,6 +18,7 @@ from support.engines import job_for, profile_of
 from support.int4 import with_int4_weights
 from support.shipped import CHECKPOINT
 
+from feather_edge.bundle import Bundle
 from feather_edge.cli import main
 from feather_edge.engine_record import read_record
 from feather_edge.engines.build import build_engines
@@ -29,7 +30,6 @@ from feather_edge.recipes import EngineRecipe, ExportRecipe, load_engine_recipe,
 if TYPE_CHECKING:
     from support.bundles import BundleFactory
 
-    from feather_edge.bundle import Bundle
     from feather_edge.engines.jobs import EngineResult
 
 pytestmark = [
@@ -48,11 +48,16 @@ def rtx(**options: Any) -> EngineRecipe:
     return override_engine(load_engine_recipe("rtx"), **(quick | options))
 
 
+def own(shared: Bundle, folder: Path) -> Bundle:
+    """Return a copy to put engines into: other tests open the shared bundle."""
+    return Bundle.open(shutil.copytree(shared.path, folder / "bundle"))
+
+
 @pytest.fixture(scope="module")
-def bundle(bundles: BundleFactory) -> Bundle:
+def bundle(bundles: BundleFactory, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The shipped model in fp16 and both opsets."""
-    recipe = ExportRecipe(precision="fp16")
-    return bundles.export(CHECKPOINT, recipe=recipe).bundle
+    shared = bundles.export(CHECKPOINT, recipe=ExportRecipe(precision="fp16")).bundle
+    return own(shared, tmp_path_factory.mktemp("engines"))
 
 
 def test_what_is_installed_here() -> None:
@@ -80,16 +85,16 @@ def test_for_every_gpu_of_the_target_and_with_one_profile(bundle: Bundle) -> Non
     assert [engine.is_new for engine in report.engines] == [True] * 4
 
 
-def test_float32_builds_too(bundles: BundleFactory) -> None:
+def test_float32_builds_too(bundles: BundleFactory, tmp_path: Path) -> None:
     """Attention has no fused kernel there, so it is made decomposable."""
-    fp32 = bundles(num_layers=4).bundle
+    fp32 = own(bundles(num_layers=4).bundle, tmp_path)
     for opset in ("18", "23"):
         report = build_engines(fp32, rtx(opset=opset), target=f"rtx-{opset}")
         assert len(report.engines) == 4
 
 
-def test_float32_for_turing_says_what_to_do(bundles: BundleFactory) -> None:
-    fp32 = bundles(num_layers=4).bundle
+def test_float32_for_turing_says_what_to_do(bundles: BundleFactory, tmp_path: Path) -> None:
+    fp32 = own(bundles(num_layers=4).bundle, tmp_path)
     with pytest.raises(BuildError, match="export with --precision fp16"):
         build_engines(fp32, rtx(compute_capabilities=("7.5",)), target="turing")
 
