@@ -1,1 +1,1 @@
-"""Judging answers: boxes for now."""
+"""Which criterion to trust: questions with known answers, asked with every one of them."""
