@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from feather_edge.export.writer import Progress as OnProgress
 
-__all__ = ["progress_bar"]
+__all__ = ["counting_bar", "progress_bar"]
 
 
 @contextmanager
@@ -31,5 +31,25 @@ def progress_bar() -> Iterator[OnProgress | None]:
             progress.update(
                 task, description=label, completed=num_done_bytes, total=num_total_bytes
             )
+
+        yield draw
+
+
+@contextmanager
+def counting_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Yield a function that draws ``done`` of ``total`` with the time left, or None."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeLeft())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=None)
+
+        def draw(num_done: int, num_total: int) -> None:
+            progress.update(task, completed=num_done, total=num_total)
 
         yield draw
