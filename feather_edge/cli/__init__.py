@@ -18,7 +18,8 @@ from feather_edge.errors import FeatherEdgeError
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
-    "export", "inspect", "run", "visualise", "eval", "demo", "build-plugin", "recipes", "doctor",
+    "export", "inspect", "build-engine", "build-plugin", "verify", "run", "visualise", "eval",
+    "demo", "recipes", "doctor",
 )  # fmt: skip
 HIDDEN_ALIASES = {"visualize": "visualise"}
 

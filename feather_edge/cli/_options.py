@@ -8,6 +8,7 @@ import click
 
 from feather_edge.errors import RequestError
 from feather_edge.recipes import CriterionName, SelectionName
+from feather_edge.runtime.backend_names import BACKEND_NAMES, GRAPH_BACKENDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKENDS",
+    "Callback",
+    "all_of",
     "backend_option",
+    "backend_options",
     "box_format_option",
     "emit_json",
     "json_option",
@@ -28,9 +32,10 @@ __all__ = [
     "require_stages",
     "sampling_options",
     "stages_option",
+    "target_option",
 ]
 
-BACKENDS = ("auto", "onnxruntime")
+BACKENDS = BACKEND_NAMES
 
 Callback = TypeVar("Callback", bound="Callable[..., Any]")
 
@@ -99,7 +104,7 @@ def parse_stages(
         ) from None
 
 
-def _all_of(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Callback]:
+def all_of(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Callback]:
     """Join decorators into one; help shows the options in this order."""
 
     def add(callback: Callback) -> Callback:
@@ -132,7 +137,7 @@ def pruning_options(
         show_default=default,
         help=f"Criteria that rank the visual tokens: {', '.join(get_args(CriterionName))}.",
     )
-    return _all_of(
+    return all_of(
         several if takes_several else one,
         click.option(
             "--keep-ratio",
@@ -174,7 +179,7 @@ def stages_option(*, default: str, help_text: str) -> Callable[[Callback], Callb
     )
 
 
-sampling_options = _all_of(
+sampling_options = all_of(
     click.option(
         "--temperature",
         type=click.FloatRange(min=0),
@@ -203,7 +208,24 @@ box_format_option = click.option(
 )
 
 backend_option = click.option(
-    "--backend", type=click.Choice(BACKENDS), default="auto", help="What runs the graphs."
+    "--backend", type=click.Choice(GRAPH_BACKENDS), default="auto", help="What runs the graphs."
+)
+
+target_option = click.option(
+    "--target",
+    metavar="NAME",
+    show_default="the only one there is",
+    help="Whose engines a TensorRT backend runs, as build-engine --target had it.",
+)
+
+backend_options = all_of(
+    click.option(
+        "--backend",
+        type=click.Choice(BACKENDS),
+        default="auto",
+        help="What runs the graphs, or their engines.",
+    ),
+    target_option,
 )
 
 json_option = click.option(
