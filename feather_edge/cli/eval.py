@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from feather_edge.cli._options import (
-    backend_option,
+    backend_options,
     box_format_option,
     emit_json,
     json_option,
@@ -62,7 +62,7 @@ from feather_edge.cli._tables import print_table
 )  # fmt: skip
 @click.option("-f", "--force", is_flag=True, help="Forget the answers in the folder.")
 @click.option("--plot", is_flag=True, help="Draw accuracy against cost, too (extra `viz`).")
-@backend_option
+@backend_options
 @json_option
 def command(
     *, bundle: Path, task: str, limit: int | None, output: Path, plot: bool, as_json: bool,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from feather_edge.cli._options import (
-    backend_option,
+    backend_options,
     box_format_option,
     emit_json,
     json_option,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     required=True,
     help="PNG to write; replaced if it exists.",
 )
-@backend_option
+@backend_options
 @json_option
 def command(
     *,
@@ -52,6 +52,7 @@ def command(
     box_format: Any,
     output: Path,
     backend: str,
+    target: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -63,7 +64,7 @@ def command(
     from feather_edge.runtime.session import Session
     from feather_edge.viz import visualise
 
-    with Session.open(bundle, backend=backend) as session:
+    with Session.open(bundle, backend=backend, target=target) as session:
         prunings = _prunings(session.pruning, **options)
         shown = visualise(session, image, prompt, prunings=prunings, box_format=box_format)
     shown.sheet.save(output, format="PNG")

@@ -1,1 +1,1 @@
-"""Which criterion to trust: questions with known answers, asked with every one of them."""
+"""Comparing: criteria on questions with known answers, backends graph by graph."""

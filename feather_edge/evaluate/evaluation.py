@@ -28,14 +28,14 @@ from feather_edge.runtime.preprocess import load_image
 from feather_edge.runtime.session import Session, default_pruning
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from PIL import Image
 
     from feather_edge.evaluate.answers import BoxFormat
     from feather_edge.evaluate.records import Trial
-    from feather_edge.evaluate.tasks import Question, Task
+    from feather_edge.evaluate.tasks import Question, Sample, Task
     from feather_edge.runtime.result import Result
 
     OnProgress = Callable[[int, int], None]
@@ -115,6 +115,7 @@ def evaluate(
     output: Path,
     box_format: BoxFormat | None = None,
     backend: str = "auto",
+    target: str | None = None,
     force: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
@@ -127,6 +128,7 @@ def evaluate(
         output: folder of the answers; those it holds already are not asked for again.
         box_format: how the model writes boxes; None takes location tokens.
         backend: what runs the graphs.
+        target: whose engines, see ``Session.open``.
         force: start over.
         on_progress: called before the first and after every sample.
 
@@ -144,35 +146,30 @@ def evaluate(
         base=prunings[UNPRUNED],
         budget=comparison.budget,
         reader=reader,
-        backend=backend,
+        backend=backend if target is None else f"{backend}:{target}",
     )
     # 2. What has no answer yet.
-    trials = {
-        sample.name: [
-            (sample.name, number, *key)
-            for number in range(len(sample.questions))
-            for key in prunings
-        ]
-        for sample in task.samples
-    }
+    trials = {sample.name: _trials(sample, prunings) for sample in task.samples}
     with RecordFile(output, stated, force=force) as records:
         todo = [sample for sample in task.samples if records.missing(trials[sample.name])]
         report = on_progress or (lambda _done, _total: None)
         report(0, len(todo))
         # 3. Answer it: picture by picture, so that a run cut short compares like with like.
         if todo:
-            with Session.open(bundle, backend=backend) as session:
+            with Session.open(bundle, backend=backend, target=target) as session:
                 examiner = _Examiner(session, reader)
                 for done, sample in enumerate(todo, start=1):
-                    image = load_image(sample.image)
-                    for trial in records.missing(trials[sample.name]):
-                        question = sample.questions[trial[1]]
-                        pruning = _reseeded(prunings[(trial[2], trial[3])], sample.name)
-                        records.add(examiner.ask(image, question, trial, pruning))
+                    missing = records.missing(trials[sample.name])
+                    examiner.ask_all(sample, missing, prunings, records)
                     report(done, len(todo))
         # 4. Compare; answers of other methods, ratios or samples may lie beside these.
         wanted = [records.records[trial] for each in trials.values() for trial in each]
     return summarise(bundle, stated, wanted, task=task, keys=list(prunings))
+
+
+def _trials(sample: Sample, keys: Iterable[tuple[str, float]]) -> list[Trial]:
+    numbers = range(len(sample.questions))
+    return [(sample.name, number, *key) for key in keys for number in numbers]
 
 
 class _Examiner:
@@ -183,10 +180,22 @@ class _Examiner:
         self._reader = reader
         self._image_spec = session.bundle.manifest.image
 
-    def ask(
+    def ask_all(
+        self,
+        sample: Sample,
+        trials: Sequence[Trial],
+        prunings: dict[tuple[str, float], Pruning],
+        records: RecordFile,
+    ) -> None:
+        """Record the answers to some trials of one picture."""
+        image = load_image(sample.image)
+        for trial in trials:
+            pruning = _reseeded(prunings[(trial[2], trial[3])], sample.name)
+            records.add(self._ask(image, sample.questions[trial[1]], trial, pruning))
+
+    def _ask(
         self, image: Image.Image, question: Question, trial: Trial, pruning: Pruning
     ) -> Record:
-        """Return the record of one answer."""
         result = self._session.generate(image, question.text, pruning=pruning)
         score = self._score(image, question, result.text)
         sample, number, method, keep_ratio = trial
