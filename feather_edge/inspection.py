@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from feather_edge.evaluate.cost import prefill_flops
 from feather_edge.graphs import GraphForm, GraphSpec, TensorSpec
 from feather_edge.pruning import Layout, VisualSpan
-from feather_edge.pruning.flops import layer_macs, paper_layer_cost, schedule_cost
+from feather_edge.pruning.flops import paper_layer_cost, schedule_cost
 from feather_edge.pruning.forecast import forecast
 from feather_edge.recipes import ExportRecipe
 from feather_edge.runtime.session import default_pruning
@@ -142,21 +143,11 @@ def _prefill_report(bundle: Bundle, num_text: int) -> PrefillReport:
     total = span.num_tokens
     layout = Layout.full(total + num_text, [span])
     visual = forecast(default_pruning(bundle), bundle.schedule, layout)
-    cost = partial(
-        layer_macs,
-        hidden_size=shape.hidden_size,
-        query_size=shape.num_attention_heads * shape.head_dim,
-        key_value_size=shape.num_key_value_heads * shape.head_dim,
-        ffn_size=shape.intermediate_size,
-    )
     paper_cost = partial(
         paper_layer_cost, hidden_size=shape.hidden_size, ffn_size=shape.intermediate_size
     )
     unpruned = [total] * len(visual)
-    before, after = (
-        2 * schedule_cost(bundle.schedule, [n + num_text for n in counts], cost)
-        for counts in (unpruned, visual)
-    )
+    before, after = (prefill_flops(bundle, counts, num_text) for counts in (unpruned, visual))
     paper_before, paper_after = (
         schedule_cost(bundle.schedule, counts, paper_cost) for counts in (unpruned, visual)
     )

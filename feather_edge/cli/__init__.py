@@ -18,9 +18,10 @@ from feather_edge.errors import FeatherEdgeError
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
-    "export", "inspect", "build-engine", "build-plugin", "verify", "run", "demo", "recipes",
-    "doctor",
+    "export", "inspect", "build-engine", "build-plugin", "verify", "run", "visualise", "eval",
+    "demo", "recipes", "doctor",
 )  # fmt: skip
+HIDDEN_ALIASES = {"visualize": "visualise"}
 
 
 class _LazyGroup(click.Group):
@@ -36,6 +37,7 @@ class _LazyGroup(click.Group):
         cmd_name: str,
     ) -> click.Command | None:
         """Import the module of a command and return its ``command``."""
+        cmd_name = HIDDEN_ALIASES.get(cmd_name, cmd_name)
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f"feather_edge.cli.{cmd_name.replace('-', '_')}")

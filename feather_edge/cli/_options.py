@@ -21,9 +21,11 @@ __all__ = [
     "all_of",
     "backend_option",
     "backend_options",
+    "box_format_option",
     "emit_json",
     "json_option",
     "only_given",
+    "parse_names",
     "parse_ratios",
     "parse_stages",
     "pruning_options",
@@ -62,6 +64,26 @@ def parse_ratios(
     return ratios
 
 
+def parse_names(
+    ctx: click.Context,  # noqa: ARG001 - click's own
+    param: click.Parameter,  # noqa: ARG001 - click's own
+    value: str | None,
+) -> tuple[str, ...] | None:
+    """Parse ``feather,fastv``, or ``all``: criteria.
+
+    Raises:
+        click.BadParameter: naming what is wrong and what is allowed.
+    """
+    known = get_args(CriterionName)
+    if value is None or value == "all":
+        return None if value is None else tuple(name for name in known if name != "none")
+    names = tuple(part.strip() for part in value.split(","))
+    for name in names:
+        if name not in known:
+            raise click.BadParameter(f"{name!r} is not one of all, {', '.join(known)}")
+    return names
+
+
 def parse_stages(
     ctx: click.Context,  # noqa: ARG001 - click's own
     param: click.Parameter,  # noqa: ARG001 - click's own
@@ -93,15 +115,30 @@ def all_of(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Cal
     return add
 
 
-def pruning_options(*, default: str) -> Callable[[Callback], Callback]:
-    """Add the options that choose a pruning; `default` says where values left out come from."""
+def pruning_options(
+    *, default: str, takes_several: bool = False
+) -> Callable[[Callback], Callback]:
+    """Add the options that choose a pruning.
+
+    Args:
+        default: says where values left out come from.
+        takes_several: whether ``--prune`` is a list of criteria.
+    """
+    one = click.option(
+        "--prune",
+        type=click.Choice(get_args(CriterionName)),
+        show_default=default,
+        help="Criterion that ranks the visual tokens.",
+    )
+    several = click.option(
+        "--prune",
+        callback=parse_names,
+        metavar="all|NAME[,NAME...]",
+        show_default=default,
+        help=f"Criteria that rank the visual tokens: {', '.join(get_args(CriterionName))}.",
+    )
     return all_of(
-        click.option(
-            "--prune",
-            type=click.Choice(get_args(CriterionName)),
-            show_default=default,
-            help="Criterion that ranks the visual tokens.",
-        ),
+        several if takes_several else one,
         click.option(
             "--keep-ratio",
             callback=parse_ratios,
@@ -161,6 +198,13 @@ sampling_options = all_of(
         show_default="the checkpoint's own, or 128",
         help="Stop after this many tokens.",
     ),
+)
+
+box_format_option = click.option(
+    "--box-format",
+    type=click.Choice(("location-tokens", "pixels", "0-1", "0-1000")),
+    show_default="location tokens, where the model has them",
+    help="How the model writes boxes: always x0, y0, x1, y1 of the picture as it sees it.",
 )
 
 backend_option = click.option(

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from feather_edge.engines.process import OnPhase
     from feather_edge.export.writer import Progress as OnProgress
 
-__all__ = ["build_progress", "progress_bar"]
+__all__ = ["build_progress", "counting_bar", "progress_bar"]
 
 
 @contextmanager
@@ -58,5 +58,25 @@ def build_progress() -> Iterator[OnPhase | None]:
                 completed=num_done,
                 total=num_steps or None,
             )
+
+        yield draw
+
+
+@contextmanager
+def counting_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Yield a function that draws ``done`` of ``total`` with the time left, or None."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeLeft())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=None)
+
+        def draw(num_done: int, num_total: int) -> None:
+            progress.update(task, completed=num_done, total=num_total)
 
         yield draw

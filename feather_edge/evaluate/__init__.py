@@ -1,1 +1,1 @@
-"""Judging answers: boxes for now."""
+"""Comparing: criteria on questions with known answers, backends graph by graph."""

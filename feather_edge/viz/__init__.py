@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from feather_edge.viz.heat_map import heat_map
 from feather_edge.viz.kept_tokens import Panel, contact_sheet, kept_tokens
+from feather_edge.viz.visualise import Visualisation, draw_results, visualise
 
-__all__ = ["Panel", "contact_sheet", "kept_tokens"]
+__all__ = [
+    "Panel",
+    "Visualisation",
+    "contact_sheet",
+    "draw_results",
+    "heat_map",
+    "kept_tokens",
+    "visualise",
+]

@@ -11,16 +11,20 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-    from PIL import Image
+    from PIL import Image, ImageFont
 
     from feather_edge.evaluate.boxes import Box
 
 DROPPED_DIM = 0.16
 """Brightness of a dropped token's pixels: dark enough to read as gone, light enough to place."""
 
+LOST_DIM, LOST_COLOUR = 0.42, 0.35
+"""Brightness and share of colour of dropped pixels, where what was lost shall be seen."""
+
 CAPTION_HEIGHT = 44
+HEADING_HEIGHT = 34
 MARGIN = 8
-PAPER, INK = (255, 255, 255), (24, 24, 24)
+PAPER, INK, ALARM = (255, 255, 255), (24, 24, 24), (190, 20, 30)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +34,17 @@ class Panel:
     picture: Image.Image
     title: str
     subtitle: str = ""
+    is_alarming: bool = False
 
 
 def kept_tokens(
     picture: Image.Image,
-    kept_indices: NDArray[np.int64],
+    kept_indices: NDArray[np.int64] | Sequence[int],
     *,
     grid: tuple[int, int],
     boxes: Sequence[tuple[Box, str]] = (),
     size: int = 400,
+    is_lost_visible: bool = False,
 ) -> Image.Image:
     """Return ``picture`` enlarged, with the tokens that are not kept dimmed.
 
@@ -48,6 +54,7 @@ def kept_tokens(
         grid: (rows, columns) of visual tokens.
         boxes: boxes in the picture's pixels, and the colour of each.
         size: length of the longer side of the result in pixels.
+        is_lost_visible: dropped tokens go greyish instead of dark.
     """
     from PIL import Image, ImageDraw
 
@@ -60,7 +67,11 @@ def kept_tokens(
     rows = np.arange(height) * grid[0] // height
     columns = np.arange(width) * grid[1] // width
     is_kept = kept.reshape(grid)[rows[:, None], columns[None, :]]
-    shown = np.where(is_kept[..., None], pixels, (pixels * DROPPED_DIM).astype(np.uint8))
+    dimmed = pixels * DROPPED_DIM
+    if is_lost_visible:
+        grey = pixels.mean(axis=2, keepdims=True)
+        dimmed = (pixels * LOST_COLOUR + grey * (1 - LOST_COLOUR)) * LOST_DIM
+    shown = np.where(is_kept[..., None], pixels, dimmed.astype(np.uint8))
     canvas = Image.fromarray(shown)
     draw = ImageDraw.Draw(canvas)
     for box, colour in boxes:
@@ -70,24 +81,38 @@ def kept_tokens(
     return canvas
 
 
-def contact_sheet(rows: Sequence[Sequence[Panel]]) -> Image.Image:
-    """Return panels side by side, row under row, each with its caption."""
+def contact_sheet(rows: Sequence[Sequence[Panel]], *, heading: str = "") -> Image.Image:
+    """Return panels side by side, row under row, each with its caption, under a heading."""
     from PIL import Image, ImageDraw, ImageFont
 
     cell_width = max(panel.picture.width for row in rows for panel in row) + MARGIN
     cell_height = max(panel.picture.height for row in rows for panel in row)
     cell_height += CAPTION_HEIGHT + MARGIN
     num_columns = max(len(row) for row in rows)
+    head = HEADING_HEIGHT if heading else 0
     sheet = Image.new(
-        "RGB", (num_columns * cell_width + MARGIN, len(rows) * cell_height + MARGIN), PAPER
+        "RGB", (num_columns * cell_width + MARGIN, len(rows) * cell_height + MARGIN + head), PAPER
     )
     draw = ImageDraw.Draw(sheet)
     fonts = ImageFont.load_default(size=17), ImageFont.load_default(size=14)
+    draw.text((MARGIN + 2, MARGIN), heading, fill=INK, font=ImageFont.load_default(size=21))
     for y, row in enumerate(rows):
         for x, panel in enumerate(row):
-            left, top = MARGIN + x * cell_width, MARGIN + y * cell_height
+            left, top = MARGIN + x * cell_width, head + MARGIN + y * cell_height
             sheet.paste(panel.picture, (left, top))
             below = top + panel.picture.height
-            draw.text((left + 2, below + 2), panel.title, fill=INK, font=fonts[0])
-            draw.text((left + 2, below + 23), panel.subtitle, fill=INK, font=fonts[1])
+            ink = ALARM if panel.is_alarming else INK
+            lines = zip((panel.title, panel.subtitle), fonts, (2, 23), strict=True)
+            for text, font, drop in lines:
+                fitting = _fit(text, font, panel.picture.width)
+                draw.text((left + 2, below + drop), fitting, fill=ink, font=font)
     return sheet
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Return ``text``, its end cut off where it would run into the next panel."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."

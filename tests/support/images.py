@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 
-__all__ = ["random_images", "scene_questions"]
+from feather_edge.evaluate.scenes import COARSE_KINDS, ask, make_scene, scene_rng
 
-SCENE_TOOLS = Path(__file__).parents[2] / "tools" / "scene_vlm"
+__all__ = ["random_images", "scene_questions"]
 
 
 def random_images(count: int, *, seed: int = 0) -> list[np.ndarray]:
@@ -28,12 +25,6 @@ def scene_questions(count: int) -> list[tuple[np.ndarray, str]]:
 
     Every other question asks for a place; the rest go through the coarse kinds in turn.
     """
-    sys.path.insert(0, str(SCENE_TOOLS))
-    try:
-        from scenes import COARSE_KINDS, ask, make_scene, scene_rng
-    finally:
-        sys.path.remove(str(SCENE_TOOLS))
-
     asked: list[tuple[np.ndarray, str]] = []
     index = 0
     while len(asked) < count:

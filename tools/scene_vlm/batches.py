@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scenes import BACKGROUND_OWNER, MAX_OBJECTS, Kind, Question, SceneObject, ask
-from vocabulary import (
+from vocabulary import EOS, PAD, QUESTION_LENGTH, TOKEN_IDS, encode
+
+from feather_edge.evaluate.scenes import (
+    BACKGROUND_OWNER,
     BIN_SIZE_PX,
-    EOS,
     IMAGE_SIZE_PX,
     LOCATION_TOKENS,
+    MAX_OBJECTS,
     NUM_BINS,
-    PAD,
     PATCH_SIZE_PX,
-    QUESTION_LENGTH,
     SHAPES,
-    TOKEN_IDS,
-    encode,
+    Kind,
+    Question,
+    SceneObject,
+    ask,
 )
 
 if TYPE_CHECKING:

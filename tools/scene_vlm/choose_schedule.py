@@ -15,8 +15,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluate import Outcome, score, summarise, unseen_scenes
+from evaluate import Outcome, score, summarise
 
+from feather_edge.evaluate.scenes import unseen_scenes
 from feather_edge.export.pipeline import export
 from feather_edge.inspection import describe
 from feather_edge.pruning import Pruning
@@ -26,7 +27,7 @@ from feather_edge.runtime.session import Session
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from scenes import Question, Scene
+    from feather_edge.evaluate.scenes import Question, Scene
 
 Numbers = tuple[float, ...]
 
@@ -45,7 +46,7 @@ def outcomes_of(
 
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield one row per stages, criterion and keep ratio, the unpruned model first."""
-    scenes = unseen_scenes("development", options.num_scenes)
+    scenes = list(unseen_scenes("development", options.num_scenes))
     yield _row(options, scenes, stages=(), pruning=Pruning(criterion="none"))
     for stages, criterion, keep_ratio in itertools.product(
         options.stages, options.criterion, options.keep_ratio

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +12,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
-from scenes import COARSE_KINDS, Kind, Question, Scene, Split, ask, make_scene, scene_rng
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 from vocabulary import parse_box
 
 from feather_edge.evaluate.boxes import intersection_over_union
+from feather_edge.evaluate.scenes import Question, Split, unseen_scenes
+from feather_edge.evaluate.statistics import wilson_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import ProcessorMixin
-
-MIN_OBJECTS, MAX_OBJECTS = 3, 8
-KINDS: tuple[Kind, ...] = ("localisation", *COARSE_KINDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,17 +37,6 @@ class Outcome:
     def is_right(self) -> bool:
         """Whether the answer counts: IoU of at least 0.5, or the very word."""
         return self.score >= 0.5
-
-
-def unseen_scenes(split: Split, num_scenes: int) -> list[tuple[Scene, list[Question]]]:
-    """Return scenes of 3 to 8 objects, each with one question of every kind that it allows."""
-    found = []
-    for index in range(num_scenes):
-        rng = scene_rng(split, index)
-        scene = make_scene(rng, num_objects=int(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1)))
-        asked = [ask(scene.objects, kind, rng) for kind in KINDS]
-        found.append((scene, [question for question in asked if question is not None]))
-    return found
 
 
 def score(question: Question, text: str) -> float:
@@ -100,14 +86,6 @@ def evaluate(folder: Path, *, split: Split, num_scenes: int, batch_size: int) ->
             right = score(question, text)
             outcomes.append(Outcome(question=question, text=text, score=right))
     return outcomes
-
-
-def wilson_interval(num_right: int, total: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of a proportion."""
-    z = 1.96
-    middle = (num_right + z * z / 2) / (total + z * z)
-    half = z * math.sqrt(num_right * (total - num_right) / total + z * z / 4) / (total + z * z)
-    return middle - half, middle + half
 
 
 def summarise(outcomes: Sequence[Outcome]) -> dict[str, dict[str, object]]:

@@ -14,18 +14,9 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
 )
-from vocabulary import (
-    BOS,
-    EOS,
-    IMAGE,
-    IMAGE_SIZE_PX,
-    NUM_VISUAL_TOKENS,
-    PAD,
-    PATCH_SIZE_PX,
-    TOKEN_IDS,
-    TOKENS,
-    build_processor,
-)
+from vocabulary import BOS, EOS, IMAGE, NUM_VISUAL_TOKENS, PAD, TOKEN_IDS, TOKENS, build_processor
+
+from feather_edge.evaluate.scenes import IMAGE_SIZE_PX, PATCH_SIZE_PX
 
 if TYPE_CHECKING:
     from pathlib import Path

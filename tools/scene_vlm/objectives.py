@@ -9,7 +9,9 @@ from attention import PREFIX_LENGTH, packed_questions
 from batches import FIRST_LOCATION_ID, IGNORED, ImageBatch, QuestionBatch, soft_bins
 from torch import nn
 from torch.nn import functional
-from vocabulary import BOS, COLOURS, NUM_BINS, SHAPES, TOKEN_IDS, TOKENS
+from vocabulary import BOS, TOKEN_IDS, TOKENS
+
+from feather_edge.evaluate.scenes import COLOURS, NUM_BINS, SHAPES
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration

@@ -7,8 +7,15 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scenes import MAX_OBJECTS, SceneObject, make_scene, scene_rng
-from vocabulary import IMAGE_SIZE_PX, NUM_PATCHES_PER_SIDE
+
+from feather_edge.evaluate.scenes import (
+    IMAGE_SIZE_PX,
+    MAX_OBJECTS,
+    NUM_PATCHES_PER_SIDE,
+    SceneObject,
+    make_scene,
+    scene_rng,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +31,7 @@ class ScenePool:
 
     Attributes:
         images: uint8 [N, 112, 112, 3].
-        owners: uint8 [N, 14, 14], see `scenes.Scene`.
+        owners: uint8 [N, 14, 14], see `feather_edge.evaluate.scenes.Scene`.
         attributes: int64 [N, 8, 2], colour and shape; -1 where there is no object.
         boxes: float32 [N, 8, 4], (x0, y0, x1, y1) in pixels; 0 where there is no object.
         num_objects: int64 [N].

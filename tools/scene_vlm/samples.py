@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 from PIL import Image
-from scenes import COARSE_KINDS, Question, Scene, ask, make_scene, scene_rng
+
+from feather_edge.evaluate.scenes import COARSE_KINDS, Question, Scene, ask, make_scene, scene_rng
 
 _NUM_PLACES = 3
 

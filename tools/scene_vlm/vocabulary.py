@@ -6,27 +6,27 @@ from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+from feather_edge.evaluate.scenes import (
+    BIN_SIZE_PX,
+    COLOURS,
+    IMAGE_SIZE_PX,
+    LOCATION_TOKENS,
+    MAX_COUNT,
+    NUM_PATCHES_PER_SIDE,
+    PATCH_SIZE_PX,
+    SHAPES,
+)
+
 if TYPE_CHECKING:
     from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
-IMAGE_SIZE_PX = 112
-PATCH_SIZE_PX = 8
-NUM_PATCHES_PER_SIDE = IMAGE_SIZE_PX // PATCH_SIZE_PX
 NUM_VISUAL_TOKENS = NUM_PATCHES_PER_SIDE**2
-
-NUM_BINS = 28
-BIN_SIZE_PX = IMAGE_SIZE_PX / NUM_BINS
-
-COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
-SHAPES = ("circle", "square", "triangle", "star", "cross")
-MAX_COUNT = 8
 # Positions of the longest question with its answer: "where is the red circle ?", <assistant>, box.
 QUESTION_LENGTH = 11
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 IMAGE, ASSISTANT = "<image>", "<assistant>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, UNKNOWN, IMAGE, ASSISTANT)
-LOCATION_TOKENS = tuple(f"<loc_{index:02d}>" for index in range(NUM_BINS))
 QUESTION_WORDS = (
     *("where", "is", "the", "what", "colour", "shape", "there", "a", "how", "many", "are"),
     *("object", "objects", "?", "yes", "no"),
@@ -57,11 +57,6 @@ CHAT_TEMPLATE = (
 )
 
 
-def plural(shape: str) -> str:
-    """Return the plural of a shape word."""
-    return shape + ("es" if shape.endswith("s") else "s")
-
-
 def encode(text: str) -> list[int]:
     """Return the token ids of space-separated text, as the shipped tokenizer does.
 
@@ -69,16 +64,6 @@ def encode(text: str) -> list[int]:
         KeyError: a word is not in the vocabulary.
     """
     return [TOKEN_IDS[word] for word in text.split()]
-
-
-def to_bin(coordinate_px: float) -> int:
-    """Return the bin of a coordinate in pixels; bin k is centred on (k + 0.5) * BIN_SIZE_PX."""
-    return min(NUM_BINS - 1, max(0, int(coordinate_px / BIN_SIZE_PX)))
-
-
-def box_text(box: tuple[float, float, float, float]) -> str:
-    """Return the four location tokens of a box (x0, y0, x1, y1) in pixels."""
-    return " ".join(LOCATION_TOKENS[to_bin(coordinate)] for coordinate in box)
 
 
 def parse_box(text: str) -> tuple[float, float, float, float] | None:

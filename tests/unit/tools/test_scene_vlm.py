@@ -27,7 +27,7 @@ def _tools_on_path() -> Iterator[None]:
 
 
 def test_scene_depends_on_split_and_index_only():
-    from scenes import SPLIT_SEEDS, make_scene, scene_rng
+    from feather_edge.evaluate.scenes import SPLIT_SEEDS, make_scene, scene_rng
 
     first, again = (make_scene(scene_rng("test", 3), num_objects=6) for _ in range(2))
     assert np.array_equal(first.image, again.image)
@@ -37,7 +37,7 @@ def test_scene_depends_on_split_and_index_only():
 
 
 def test_boxes_are_tight_and_inside_the_image():
-    from scenes import make_scene, scene_rng
+    from feather_edge.evaluate.scenes import make_scene, scene_rng
 
     for index in range(20):
         scene = make_scene(scene_rng("development", index), num_objects=3 + index % 6)
@@ -52,8 +52,7 @@ def test_boxes_are_tight_and_inside_the_image():
 
 
 def test_questions_have_one_answer():
-    from scenes import ask, make_scene, scene_rng
-    from vocabulary import COLOURS, SHAPES
+    from feather_edge.evaluate.scenes import COLOURS, SHAPES, ask, make_scene, scene_rng
 
     for index in range(40):
         rng = scene_rng("development", index)
@@ -68,7 +67,9 @@ def test_questions_have_one_answer():
 
 
 def test_box_text_returns_to_within_half_a_bin():
-    from vocabulary import BIN_SIZE_PX, box_text, parse_box
+    from vocabulary import parse_box
+
+    from feather_edge.evaluate.scenes import BIN_SIZE_PX, box_text
 
     box = (3.2, 17.9, 40.0, 111.9)
     said = parse_box(box_text(box))
@@ -84,8 +85,9 @@ def test_packed_questions_are_what_each_question_is_alone():
     from batches import IGNORED, question_batch
     from model import ModelShape, build_model
     from objectives import answer_loss, visual_tokens
-    from scenes import make_scene, scene_rng
     from vocabulary import IMAGE, NUM_VISUAL_TOKENS, TOKEN_IDS
+
+    from feather_edge.evaluate.scenes import make_scene, scene_rng
 
     torch.manual_seed(0)
     model = build_model(ModelShape(vision_layers=1, layers=2)).eval()

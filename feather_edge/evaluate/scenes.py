@@ -1,28 +1,28 @@
 """Scenes of coloured shapes on cluttered backgrounds, and questions about them.
 
-Everything is a pure function of (split, index): the splits never share a random stream.
+The world that the shipped model knows. Everything is a pure function of (split, index), and the
+splits never share a random stream. The model was trained on these very pixels: no change here may
+alter one.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from PIL import Image, ImageDraw
-from vocabulary import (
-    COLOURS,
-    IMAGE_SIZE_PX,
-    MAX_COUNT,
-    NUM_PATCHES_PER_SIDE,
-    PATCH_SIZE_PX,
-    SHAPES,
-    box_text,
-    plural,
-)
 
-Box = tuple[float, float, float, float]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+    from PIL import ImageDraw
+
+    from feather_edge.evaluate.boxes import Box
+
+    Points = NDArray[np.float64]
+
 Kind = Literal["localisation", "colour", "shape", "presence", "count"]
 Split = Literal["train", "development", "test", "samples"]
 
@@ -33,7 +33,19 @@ SPLIT_SEEDS: dict[Split, int] = {
     "samples": 4_000_037,
 }
 COARSE_KINDS: tuple[Kind, ...] = ("colour", "shape", "presence", "count")
-MAX_OBJECTS = 8
+KINDS: tuple[Kind, ...] = ("localisation", *COARSE_KINDS)
+
+IMAGE_SIZE_PX = 112
+PATCH_SIZE_PX = 8
+NUM_PATCHES_PER_SIDE = IMAGE_SIZE_PX // PATCH_SIZE_PX
+NUM_BINS = 28
+BIN_SIZE_PX = IMAGE_SIZE_PX / NUM_BINS
+LOCATION_TOKENS = tuple(f"<loc_{index:02d}>" for index in range(NUM_BINS))
+
+COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+MAX_COUNT = 8
+MIN_OBJECTS, MAX_OBJECTS = 3, 8
 BACKGROUND_OWNER = MAX_OBJECTS
 MIXED_OWNER = MAX_OBJECTS + 1
 
@@ -70,9 +82,9 @@ class Scene:
             there is none, MIXED_OWNER where an object covers too little to count.
     """
 
-    image: np.ndarray
+    image: NDArray[np.uint8]
     objects: tuple[SceneObject, ...]
-    owners: np.ndarray
+    owners: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +102,19 @@ def scene_rng(split: Split, index: int) -> np.random.Generator:
     return np.random.default_rng([SPLIT_SEEDS[split], index])
 
 
+def unseen_scenes(split: Split, num_scenes: int) -> Iterator[tuple[Scene, list[Question]]]:
+    """Yield scenes of 3 to 8 objects, each with one question of every kind that it allows."""
+    for index in range(num_scenes):
+        rng = scene_rng(split, index)
+        scene = make_scene(rng, num_objects=int(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1)))
+        asked = [ask(scene.objects, kind, rng) for kind in KINDS]
+        yield scene, [question for question in asked if question is not None]
+
+
 def make_scene(rng: np.random.Generator, *, num_objects: int) -> Scene:
     """Render one scene with num_objects shapes (fewer only when they cannot be placed)."""
+    from PIL import Image, ImageDraw
+
     large = _SUPERSAMPLING * IMAGE_SIZE_PX
     canvas = Image.fromarray(_gradient(rng)).resize((large, large), Image.Resampling.BILINEAR)
     labels = Image.new("L", (IMAGE_SIZE_PX, IMAGE_SIZE_PX), BACKGROUND_OWNER)
@@ -121,7 +144,7 @@ def _muted(rng: np.random.Generator) -> tuple[int, int, int]:
     return (int(values[0]), int(values[1]), int(values[2]))
 
 
-def _gradient(rng: np.random.Generator) -> np.ndarray:
+def _gradient(rng: np.random.Generator) -> NDArray[np.uint8]:
     """Return four corner colours, uint8 [2, 2, 3]."""
     first, second = np.array(_muted(rng)), np.array(_muted(rng))
     middle = (first + second) // 2
@@ -140,10 +163,10 @@ def _draw_clutter(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
         draw.line(ends, fill=_muted(rng), width=int(rng.integers(1, 5)))
 
 
-def _place(rng: np.random.Generator, num_objects: int) -> list[tuple[np.ndarray, float]]:
+def _place(rng: np.random.Generator, num_objects: int) -> list[tuple[NDArray[np.float64], float]]:
     """Return centres and sizes in pixels of boxes that hardly overlap."""
     largest = 36.0 if num_objects <= 5 else 29.0
-    placed: list[tuple[np.ndarray, float]] = []
+    placed: list[tuple[NDArray[np.float64], float]] = []
     for _ in range(40 * num_objects):
         if len(placed) == num_objects:
             break
@@ -155,7 +178,7 @@ def _place(rng: np.random.Generator, num_objects: int) -> list[tuple[np.ndarray,
 
 
 def _overlap(
-    centre: np.ndarray, size: float, other_centre: np.ndarray, other_size: float
+    centre: NDArray[np.float64], size: float, other_centre: NDArray[np.float64], other_size: float
 ) -> float:
     """Return the shared area of two square boxes relative to the smaller one."""
     distance = np.abs(centre - other_centre)
@@ -163,7 +186,9 @@ def _overlap(
     return float(sides[0] * sides[1]) / min(size, other_size) ** 2
 
 
-def _outline(shape: str, centre: np.ndarray, size: float, turn: float) -> np.ndarray:
+def _outline(
+    shape: str, centre: NDArray[np.float64], size: float, turn: float
+) -> NDArray[np.float64]:
     """Return the corners [n, 2] of a shape in pixels; turn is in radians."""
     if shape == "circle":
         angles = np.arange(24) * (math.tau / 24)
@@ -183,12 +208,13 @@ def _outline(shape: str, centre: np.ndarray, size: float, turn: float) -> np.nda
     return centre + size * _rotate(corners, turn)
 
 
-def _rotate(points: np.ndarray, angle: float) -> np.ndarray:
+def _rotate(points: Points, angle: float) -> Points:
     cosine, sine = math.cos(angle), math.sin(angle)
-    return np.matmul(points, np.array([[cosine, sine], [-sine, cosine]]))
+    turned: Points = np.matmul(points, np.array([[cosine, sine], [-sine, cosine]]))
+    return turned
 
 
-def _patch_owners(labels: np.ndarray, num_objects: int) -> np.ndarray:
+def _patch_owners(labels: NDArray[np.uint8], num_objects: int) -> NDArray[np.uint8]:
     side, patch = NUM_PATCHES_PER_SIDE, PATCH_SIZE_PX
     patches = (
         labels.reshape(side, patch, side, patch).transpose(0, 2, 1, 3).reshape(side, side, -1)
@@ -269,3 +295,18 @@ def _ask_count(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> Qu
     total = totals[int(rng.integers(len(totals)))]
     texts = counts[total]
     return Question(text=texts[int(rng.integers(len(texts)))], kind="count", answer=str(total))
+
+
+def plural(shape: str) -> str:
+    """Return the plural of a shape word."""
+    return shape + ("es" if shape.endswith("s") else "s")
+
+
+def to_bin(coordinate_px: float) -> int:
+    """Return the bin of a coordinate in pixels; bin k is centred on (k + 0.5) * BIN_SIZE_PX."""
+    return min(NUM_BINS - 1, max(0, int(coordinate_px / BIN_SIZE_PX)))
+
+
+def box_text(box: Box) -> str:
+    """Return the four location tokens of a box (x0, y0, x1, y1) in pixels."""
+    return " ".join(LOCATION_TOKENS[to_bin(coordinate)] for coordinate in box)

@@ -1,0 +1,160 @@
+"""Reading and judging answers: a box against a box, a word against a word.
+
+A model names places in the picture that it *sees*: padded, resized, cropped. The truth is in
+pixels of the picture as it is on disk. ``ViewGeometry`` leads from one to the other.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from feather_edge.errors import BundleError, RequestError
+from feather_edge.evaluate.boxes import Box, parse_location_tokens
+
+if TYPE_CHECKING:
+    from feather_edge.bundle import Bundle
+    from feather_edge.checkpoint.preprocessing import PreprocessConfig
+
+__all__ = ["BoxFormat", "BoxReader", "ViewGeometry", "is_same_word"]
+
+BoxFormat = Literal["location-tokens", "pixels", "0-1", "0-1000"]
+
+MIN_IOU = 0.5
+"""An answer finds its thing when the boxes overlap at least this much."""
+
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
+_LOCATION_TOKEN = re.compile(r"<loc_?\d+>")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewGeometry:
+    """How the picture on disk lies in the picture the model sees: view = image * scale + offset.
+
+    Pairs are (x, y), in pixels.
+    """
+
+    scale: tuple[float, float]
+    offset: tuple[float, float]
+    view_size: tuple[int, int]
+
+    @classmethod
+    def of(cls, width: int, height: int, config: PreprocessConfig) -> ViewGeometry:
+        """Return the geometry of a picture of ``width`` x ``height`` pixels."""
+        size, offset = [width, height], [0.0, 0.0]
+        if config.pad_color is not None:
+            side = max(size)
+            offset = [float((side - extent) // 2) for extent in size]
+            size = [side, side]
+        target = list(size)
+        if config.resize_to is not None:
+            target = [config.resize_to[1], config.resize_to[0]]
+        elif config.resize_shortest_edge is not None:
+            edge, shortest = config.resize_shortest_edge, min(size)
+            long = int(edge * max(size) / shortest)
+            target = [edge, long] if size[0] <= size[1] else [long, edge]
+        scale = [after / before for after, before in zip(target, size, strict=True)]
+        offset = [start * factor for start, factor in zip(offset, scale, strict=True)]
+        if config.crop_to is not None:
+            crop = [config.crop_to[1], config.crop_to[0]]
+            cuts = [(extent - keep) // 2 for extent, keep in zip(target, crop, strict=True)]
+            offset = [start - cut for start, cut in zip(offset, cuts, strict=True)]
+            target = crop
+        return cls(
+            scale=(scale[0], scale[1]),
+            offset=(offset[0], offset[1]),
+            view_size=(target[0], target[1]),
+        )
+
+    def to_image(self, box: Box) -> Box:
+        """Return a box of the view in pixels of the picture on disk."""
+        (sx, sy), (ox, oy) = self.scale, self.offset
+        x0, y0, x1, y1 = box
+        return ((x0 - ox) / sx, (y0 - oy) / sy, (x1 - ox) / sx, (y1 - oy) / sy)
+
+    def to_view(self, box: Box) -> Box:
+        """Return a box of the picture on disk in pixels of the view."""
+        (sx, sy), (ox, oy) = self.scale, self.offset
+        x0, y0, x1, y1 = box
+        return (x0 * sx + ox, y0 * sy + oy, x1 * sx + ox, y1 * sy + oy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxReader:
+    """Reads the box that an answer names, in one of the formats that models are trained on.
+
+    Attributes:
+        box_format: ``location-tokens``: bins of the view; ``0-1`` and ``0-1000``: shares of it;
+            ``pixels``: of the view. Always x0, y0, x1, y1.
+        num_bins: location tokens per axis; only for ``location-tokens``.
+    """
+
+    box_format: BoxFormat
+    num_bins: int = 0
+
+    @classmethod
+    def of(cls, bundle: Bundle, box_format: BoxFormat | None = None) -> BoxReader | None:
+        """Return the reader of a bundle's answers.
+
+        Args:
+            bundle: an opened bundle; its tokenizer says how many location tokens there are.
+            box_format: None takes location tokens where the model has them.
+
+        Returns:
+            None if no format was given and the model has no location tokens.
+
+        Raises:
+            RequestError: if the format is unknown, or asks for tokens that the model lacks.
+        """
+        if box_format is not None and box_format not in get_args(BoxFormat):
+            raise RequestError(
+                f"box format {box_format!r} is unknown; choose {', '.join(get_args(BoxFormat))}"
+            )
+        if box_format is not None and box_format != "location-tokens":
+            return cls(box_format=box_format)
+        num_bins = _num_location_tokens(bundle)
+        if num_bins:
+            return cls(box_format="location-tokens", num_bins=num_bins)
+        if box_format is None:
+            return None
+        raise RequestError(
+            f"{bundle.path} has no location tokens such as <loc_07> in its vocabulary; choose "
+            f"box format pixels, 0-1 or 0-1000"
+        )
+
+    def read(self, text: str, geometry: ViewGeometry) -> Box | None:
+        """Return the box in pixels of the view, or None unless the answer is exactly one box."""
+        width, height = geometry.view_size
+        if self.box_format == "location-tokens":
+            return parse_location_tokens(text, num_bins=self.num_bins, image_size=(height, width))
+        numbers = [float(number) for number in _NUMBER.findall(text)]
+        if len(numbers) != 4:
+            return None
+        units = {"pixels": (1.0, 1.0), "0-1": (width, height)}
+        x_unit, y_unit = units.get(self.box_format, (width / 1000, height / 1000))
+        x0, y0, x1, y1 = numbers
+        return (x0 * x_unit, y0 * y_unit, x1 * x_unit, y1 * y_unit)
+
+
+def is_same_word(said: str, truth: str) -> bool:
+    """Return whether an answer is the expected one; case, spaces and a last dot do not matter."""
+    return _plain(said) == _plain(truth)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).removesuffix(".").rstrip()
+
+
+def _num_location_tokens(bundle: Bundle) -> int:
+    file = bundle.path / "tokenizer.json"
+    try:
+        tokenizer = json.loads(file.read_text(encoding="utf-8"))
+        known = {token["content"] for token in tokenizer.get("added_tokens", ())}
+        vocabulary = tokenizer["model"].get("vocab", ())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{file} cannot be read: {error}; export the bundle again") from error
+    if isinstance(vocabulary, dict):
+        known.update(vocabulary)
+    return sum(_LOCATION_TOKEN.fullmatch(token) is not None for token in known)

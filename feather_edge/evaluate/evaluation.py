@@ -1,0 +1,288 @@
+"""Which criterion to trust: every one at every keep ratio, against the unpruned model.
+
+One session answers everything; criterion and ratio change from request to request. Answers are
+kept on disk as they come, so a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from feather_edge import __version__
+from feather_edge.bundle import Bundle
+from feather_edge.errors import RequestError
+from feather_edge.evaluate.answers import MIN_IOU, BoxReader, ViewGeometry, is_same_word
+from feather_edge.evaluate.boxes import intersection_over_union
+from feather_edge.evaluate.records import Conditions, Record, RecordFile
+from feather_edge.evaluate.summary import Evaluation, summarise
+from feather_edge.manifest import MANIFEST_FILE
+from feather_edge.pruning import CRITERION_NAMES, Layout, Pruning, VisualSpan
+from feather_edge.pruning.forecast import forecast
+from feather_edge.runtime.preprocess import load_image
+from feather_edge.runtime.session import Session, default_pruning
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from PIL import Image
+
+    from feather_edge.evaluate.answers import BoxFormat
+    from feather_edge.evaluate.records import Trial
+    from feather_edge.evaluate.tasks import Question, Sample, Task
+    from feather_edge.runtime.result import Result
+
+    OnProgress = Callable[[int, int], None]
+    """Called with the samples done in this run, and all that it has to do."""
+
+__all__ = ["Budget", "Comparison", "equal_shares", "evaluate"]
+
+Budget = Literal["equal", "own"]
+METHODS = tuple(name for name in CRITERION_NAMES if name != "none")
+UNPRUNED = ("none", 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What is compared with the unpruned model.
+
+    Attributes:
+        methods: criteria.
+        keep_ratios: FEATHER's parameter, one after another.
+        budget: ``equal``: at a ratio, every method keeps as many tokens at every stage as FEATHER
+            does, so all cost the same. ``own``: the ratio is each method's own parameter.
+        seed: of ``random``, mixed with the name of each sample; None takes the bundle's.
+    """
+
+    methods: tuple[str, ...] = METHODS
+    keep_ratios: tuple[float, ...] = (0.75, 0.5, 0.25, 0.1)
+    budget: Budget = "equal"
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            if method not in METHODS:
+                raise RequestError(
+                    f"method {method!r} is unknown; choose all or some of {', '.join(METHODS)} "
+                    f"(unpruned is always there)"
+                )
+        if self.budget not in get_args(Budget):
+            raise RequestError(f"budget {self.budget!r} is unknown; choose equal or own")
+        for name, values in (("methods", self.methods), ("keep ratios", self.keep_ratios)):
+            if not values or len(set(values)) != len(values):
+                raise RequestError(f"{name} are {values}; give at least one, each of them once")
+
+    def prunings(self, bundle: Bundle) -> dict[tuple[str, float], Pruning]:
+        """Return the request of each method and ratio, the unpruned one first."""
+        base = default_pruning(bundle)
+        if self.seed is not None:
+            base = dataclasses.replace(base, seed=self.seed)
+        found = {UNPRUNED: dataclasses.replace(base, criterion="none")}
+        for ratio in self.keep_ratios:
+            shares = (ratio,) if self.budget == "own" else equal_shares(bundle, base, ratio)
+            for method in self.methods:
+                request = dataclasses.replace(base, criterion=method, keep_ratio=shares)
+                found[(method, ratio)] = request
+        return found
+
+
+def equal_shares(bundle: Bundle, base: Pruning, keep_ratio: float) -> tuple[float, ...]:
+    """Return the shares of the visual tokens that FEATHER's parameter leaves after each stage.
+
+    The paper has two stages. With more, stage after stage keeps one more power of the ratio.
+    """
+    num_stages = len(bundle.schedule.stages)
+    if num_stages > 2:
+        return tuple(keep_ratio ** (stage + 1) for stage in range(num_stages))
+    image = bundle.manifest.image
+    span = VisualSpan(start=0, height=image.grid_height, width=image.grid_width)
+    feather = dataclasses.replace(base, criterion="feather", keep_ratio=(keep_ratio,))
+    counts = forecast(feather, bundle.schedule, Layout.full(span.num_tokens, [span]))
+    return tuple(count / span.num_tokens for count in counts[1:])
+
+
+def evaluate(
+    bundle_folder: Path,
+    task: Task,
+    comparison: Comparison,
+    *,
+    output: Path,
+    box_format: BoxFormat | None = None,
+    backend: str = "auto",
+    target: str | None = None,
+    force: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Evaluation:
+    """Answer every question of a task with every method and ratio, and compare.
+
+    Args:
+        bundle_folder: a bundle with at least one pruning stage.
+        task: see ``feather_edge.evaluate.tasks.load_task``.
+        comparison: what to compare.
+        output: folder of the answers; those it holds already are not asked for again.
+        box_format: how the model writes boxes; None takes location tokens.
+        backend: what runs the graphs.
+        target: whose engines, see ``Session.open``.
+        force: start over.
+        on_progress: called before the first and after every sample.
+
+    Raises:
+        RequestError: if task, comparison or output do not fit each other or the bundle.
+    """
+    # 1. What is compared, and how answers are read.
+    bundle = Bundle.open(bundle_folder)
+    _require_stages(bundle)
+    prunings = comparison.prunings(bundle)
+    reader = _box_reader(bundle, task, box_format)
+    stated = _conditions(
+        bundle,
+        task,
+        base=prunings[UNPRUNED],
+        budget=comparison.budget,
+        reader=reader,
+        backend=backend if target is None else f"{backend}:{target}",
+    )
+    # 2. What has no answer yet.
+    trials = {sample.name: _trials(sample, prunings) for sample in task.samples}
+    with RecordFile(output, stated, force=force) as records:
+        todo = [sample for sample in task.samples if records.missing(trials[sample.name])]
+        report = on_progress or (lambda _done, _total: None)
+        report(0, len(todo))
+        # 3. Answer it: picture by picture, so that a run cut short compares like with like.
+        if todo:
+            with Session.open(bundle, backend=backend, target=target) as session:
+                examiner = _Examiner(session, reader)
+                for done, sample in enumerate(todo, start=1):
+                    missing = records.missing(trials[sample.name])
+                    examiner.ask_all(sample, missing, prunings, records)
+                    report(done, len(todo))
+        # 4. Compare; answers of other methods, ratios or samples may lie beside these.
+        wanted = [records.records[trial] for each in trials.values() for trial in each]
+    return summarise(bundle, stated, wanted, task=task, keys=list(prunings))
+
+
+def _trials(sample: Sample, keys: Iterable[tuple[str, float]]) -> list[Trial]:
+    numbers = range(len(sample.questions))
+    return [(sample.name, number, *key) for key in keys for number in numbers]
+
+
+class _Examiner:
+    """Asks one question at a time and judges the answer."""
+
+    def __init__(self, session: Session, reader: BoxReader | None) -> None:
+        self._session = session
+        self._reader = reader
+        self._image_spec = session.bundle.manifest.image
+
+    def ask_all(
+        self,
+        sample: Sample,
+        trials: Sequence[Trial],
+        prunings: dict[tuple[str, float], Pruning],
+        records: RecordFile,
+    ) -> None:
+        """Record the answers to some trials of one picture."""
+        image = load_image(sample.image)
+        for trial in trials:
+            pruning = _reseeded(prunings[(trial[2], trial[3])], sample.name)
+            records.add(self._ask(image, sample.questions[trial[1]], trial, pruning))
+
+    def _ask(
+        self, image: Image.Image, question: Question, trial: Trial, pruning: Pruning
+    ) -> Record:
+        result = self._session.generate(image, question.text, pruning=pruning)
+        score = self._score(image, question, result.text)
+        sample, number, method, keep_ratio = trial
+        return Record(
+            sample=sample,
+            question=number,
+            kind=question.kind,
+            method=method,
+            keep_ratio=keep_ratio,
+            text=result.text,
+            score=score,
+            is_right=score >= MIN_IOU,
+            num_text_tokens=result.num_prompt_tokens - result.num_visual_tokens,
+            num_visual_tokens=tuple(_entering(result)),
+            kept_row=self._kept_row(result),
+            ttft_ms=result.ttft_ms,
+        )
+
+    def _score(self, image: Image.Image, question: Question, text: str) -> float:
+        if question.answer is not None:
+            return float(is_same_word(text, question.answer))
+        assert self._reader is not None  # noqa: S101 - checked before the run
+        assert question.box is not None  # noqa: S101 - for the type checker
+        geometry = ViewGeometry.of(image.width, image.height, self._image_spec.preprocess)
+        said = self._reader.read(text, geometry)
+        return (
+            0.0 if said is None else intersection_over_union(geometry.to_image(said), question.box)
+        )
+
+    def _kept_row(self, result: Result) -> float:
+        rows = result.stages[0].kept_indices // self._image_spec.grid_width
+        return float(np.mean(rows)) / max(1, self._image_spec.grid_height - 1)
+
+
+def _reseeded(pruning: Pruning, sample: str) -> Pruning:
+    """Return the request for one picture: ``random`` must not keep the same tokens of them all."""
+    if pruning.criterion != "random":
+        return pruning
+    return dataclasses.replace(pruning, seed=pruning.seed + zlib.crc32(sample.encode()))
+
+
+def _entering(result: Result) -> Iterator[int]:
+    yield result.num_visual_tokens
+    for stage in result.stages:
+        yield stage.num_kept
+
+
+def _require_stages(bundle: Bundle) -> None:
+    if not bundle.schedule.stages:
+        raise RequestError(
+            f"{bundle.path} has no pruning stages, so every method is the same; make one with: "
+            f"feather-edge export CHECKPOINT -o BUNDLE --stages LAYER[,LAYER...]"
+        )
+
+
+def _box_reader(bundle: Bundle, task: Task, box_format: BoxFormat | None) -> BoxReader | None:
+    reader = BoxReader.of(bundle, box_format)
+    has_boxes = any(question.box for sample in task.samples for question in sample.questions)
+    if reader is None and has_boxes:
+        raise RequestError(
+            f"task {task.name} asks for boxes and {bundle.path} has no location tokens; say how "
+            f"the model writes boxes with --box-format pixels, 0-1 or 0-1000"
+        )
+    return reader
+
+
+def _conditions(
+    bundle: Bundle,
+    task: Task,
+    *,
+    base: Pruning,
+    budget: Budget,
+    reader: BoxReader | None,
+    backend: str,
+) -> Conditions:
+    manifest = (bundle.path / MANIFEST_FILE).read_bytes()
+    return Conditions(
+        feather_edge_version=__version__,
+        bundle_source=bundle.manifest.source,
+        bundle_sha256=hashlib.sha256(manifest).hexdigest(),
+        stages=bundle.schedule.stages,
+        backend=backend,
+        task=task.name,
+        task_digest=task.digest,
+        budget=budget,
+        box_format=None if reader is None else reader.box_format,
+        stride=base.stride,
+        selection=base.selection,
+        seed=base.seed,
+    )

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from feather_edge.errors import RequestError
+from feather_edge.evaluate.evaluation import Comparison, equal_shares, evaluate
+from feather_edge.evaluate.tasks import Question, Sample, Task
+from feather_edge.pruning import Layout, VisualSpan
+from feather_edge.pruning.forecast import forecast
+from feather_edge.recipes import ExportRecipe
+from feather_edge.runtime.session import Session, default_pruning
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support.bundles import BundleFactory
+
+IMAGE = np.full((20, 20, 3), 90, np.uint8)
+WORD = Question(text="hi", answer="red")
+PLACE = Question(text="hi", box=(1, 2, 3, 4))
+
+
+def task(*questions: Question) -> Task:
+    sample = Sample(name="one", image=IMAGE, questions=questions)
+    return Task(name="asked.jsonl", digest="0", samples=(sample,))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"methods": ("best",)}, "method 'best' is unknown; choose all or some of feather,"),
+        ({"methods": ("none",)}, "unpruned is always there"),
+        ({"methods": ()}, "methods are (); give at least one"),
+        ({"keep_ratios": (0.5, 0.5)}, "keep ratios are (0.5, 0.5); give at least one, each"),
+        ({"budget": "fair"}, "budget 'fair' is unknown; choose equal or own"),
+    ],
+)
+def test_a_comparison_that_cannot_be(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(RequestError) as error:
+        Comparison(**options)
+    assert text in str(error.value)
+
+
+@pytest.mark.parametrize("ratio", [0.75, 0.5, 0.3, 0.1])
+def test_equal_budgets_cost_the_same_as_feather(bundles: BundleFactory, ratio: float) -> None:
+    bundle = bundles(num_layers=4).bundle
+    image = bundle.manifest.image
+    span = VisualSpan(start=2, height=image.grid_height, width=image.grid_width)
+    layout = Layout.full(span.num_tokens + 9, [span])
+    feather = dataclasses.replace(
+        default_pruning(bundle), criterion="feather", keep_ratio=(ratio,)
+    )
+    counts = forecast(feather, bundle.schedule, layout)
+    prunings = Comparison(keep_ratios=(ratio,)).prunings(bundle)
+    assert next(iter(prunings)) == ("none", 1.0)
+    for key, pruning in prunings.items():
+        if key[0] != "none":
+            assert forecast(pruning, bundle.schedule, layout) == counts
+
+
+def test_own_budgets_take_the_ratio_as_it_is(bundles: BundleFactory) -> None:
+    bundle = bundles(num_layers=4).bundle
+    prunings = Comparison(methods=("fastv",), budget="own", seed=7).prunings(bundle)
+    assert prunings[("fastv", 0.5)].keep_ratio == (0.5,)
+    assert {pruning.seed for pruning in prunings.values()} == {7}
+
+
+def test_more_stages_than_the_paper_keep_powers(bundles: BundleFactory) -> None:
+    recipe = ExportRecipe(stages=(1, 2, 3), keep_ratio=(0.5, 0.4, 0.3))
+    bundle = bundles(num_layers=4, recipe=recipe).bundle
+    assert equal_shares(bundle, default_pruning(bundle), 0.5) == (0.5, 0.25, 0.125)
+
+
+def test_only_what_is_missing_is_asked(
+    bundles: BundleFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = bundles(num_layers=4).bundle.path
+    asked, seen = [], []
+    generate = Session.generate
+
+    def counted(self: Session, *args: Any, **options: Any) -> Any:
+        asked.append(options["pruning"].criterion)
+        return generate(self, *args, **options, max_new_tokens=2)
+
+    monkeypatch.setattr(Session, "generate", counted)
+    small = Comparison(methods=("feather",), keep_ratios=(0.5,))
+    large = Comparison(methods=("feather", "uniform"), keep_ratios=(0.5,))
+    evaluate(folder, task(WORD), small, output=tmp_path)
+    assert asked == ["none", "feather"]
+    progress = lambda done, total: seen.append((done, total))  # noqa: E731
+    result = evaluate(folder, task(WORD), large, output=tmp_path, on_progress=progress)
+    assert asked == ["none", "feather", "uniform"]
+    assert seen == [(0, 1), (1, 1)]
+    assert [row.method for row in result.rows] == ["none", "feather", "uniform"]
+    evaluate(folder, task(WORD), large, output=tmp_path)
+    assert len(asked) == 3
+    assert [row.method for row in evaluate(folder, task(WORD), small, output=tmp_path).rows] == [
+        "none", "feather",
+    ]  # fmt: skip
+
+
+def test_boxes_of_a_model_without_location_tokens_need_a_format(
+    bundles: BundleFactory, tmp_path: Path
+) -> None:
+    folder = bundles(num_layers=4).bundle.path
+    with pytest.raises(RequestError, match="say how the model writes boxes with --box-format"):
+        evaluate(folder, task(PLACE), Comparison(), output=tmp_path)
+
+
+def test_an_unsplit_bundle_has_nothing_to_compare(bundles: BundleFactory, tmp_path: Path) -> None:
+    bundle = bundles(num_layers=4, recipe=ExportRecipe(stages=(), prune="none")).bundle
+    with pytest.raises(RequestError, match="has no pruning stages, so every method is the same"):
+        evaluate(bundle.path, task(WORD), Comparison(), output=tmp_path)
+
+
+def test_random_keeps_other_tokens_of_another_picture(
+    bundles: BundleFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+    generate = Session.generate
+
+    def noted(self: Session, *args: Any, **options: Any) -> Any:
+        seeds.append(options["pruning"].seed)
+        return generate(self, *args, **options, max_new_tokens=1)
+
+    monkeypatch.setattr(Session, "generate", noted)
+    samples = tuple(Sample(name=name, image=IMAGE, questions=(WORD,)) for name in "ab")
+    two = Task(name="asked.jsonl", digest="0", samples=samples)
+    only = Comparison(methods=("random",), keep_ratios=(0.5,))
+    evaluate(bundles(num_layers=4).bundle.path, two, only, output=tmp_path)
+    first, second = seeds[1::2]
+    assert seeds[0::2] == [0, 0]
+    assert first != second
