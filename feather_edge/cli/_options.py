@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import click
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from feather_edge.bundle import Bundle
+    from feather_edge.pruning.regions import Region, RegionRule
 
 __all__ = [
     "BACKENDS",
@@ -21,8 +22,10 @@ __all__ = [
     "json_option",
     "only_given",
     "parse_ratios",
+    "parse_region",
     "parse_stages",
     "pruning_options",
+    "region_options",
     "require_stages",
     "sampling_options",
     "stages_option",
@@ -75,6 +78,37 @@ def parse_stages(
         raise click.BadParameter(
             f"{value!r} is not a list of layers such as 8,16, nor none"
         ) from None
+
+
+def parse_region(
+    ctx: click.Context,  # noqa: ARG001 - click's own
+    param: click.Parameter,
+    values: tuple[str, ...],
+) -> tuple[Region, ...]:
+    """Parse ``x0,y0,x1,y1`` or ``N:x0,y0,x1,y1``; the option's name is the region's rule.
+
+    Raises:
+        click.BadParameter: naming what is wrong and what is allowed.
+    """
+    from feather_edge.pruning.regions import Region
+
+    regions = []
+    for value in values:
+        image, colon, corners = value.rpartition(":")
+        try:
+            x0, y0, x1, y1 = map(float, corners.split(","))
+            number = int(image) if colon else 1
+        except ValueError:
+            raise click.BadParameter(
+                f"{value!r} is not a box in pixels such as 10,20,110,90, nor 2:10,20,110,90 for "
+                f"the second image"
+            ) from None
+        try:
+            rule = cast("RegionRule", param.name)
+            regions.append(Region(box=(x0, y0, x1, y1), rule=rule, image=number))
+        except RequestError as error:
+            raise click.BadParameter(str(error)) from error
+    return tuple(regions)
 
 
 def _all_of(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Callback]:
@@ -136,6 +170,24 @@ def stages_option(*, default: str, help_text: str) -> Callable[[Callback], Callb
         help=help_text,
     )
 
+
+region_options = _all_of(
+    click.option(
+        "--protect",
+        multiple=True,
+        callback=parse_region,
+        metavar="[N:]X0,Y0,X1,Y1",
+        help="Box in pixels of the (Nth) picture whose visual tokens are kept at every stage; may "
+        "be repeated.",
+    ),
+    click.option(
+        "--forbid",
+        multiple=True,
+        callback=parse_region,
+        metavar="[N:]X0,Y0,X1,Y1",
+        help="Box whose visual tokens are never kept; may be repeated.",
+    ),
+)
 
 sampling_options = _all_of(
     click.option(

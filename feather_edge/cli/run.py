@@ -15,12 +15,14 @@ from feather_edge.cli._options import (
     json_option,
     only_given,
     pruning_options,
+    region_options,
     require_stages,
     sampling_options,
     stages_option,
 )
 
 if TYPE_CHECKING:
+    from feather_edge.pruning import Region
     from feather_edge.runtime.session import Session
 
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 )
 @click.option("--prompt", required=True, help="What to ask.")
 @pruning_options(default="from the bundle")
+@region_options
 @stages_option(default="the bundle's", help_text="Fixed by the export; others are refused.")
 @sampling_options
 @backend_option
@@ -79,6 +82,8 @@ def _request(
     temperature: float | None,
     top_p: float | None,
     seed: int | None,
+    protect: tuple[Region, ...],
+    forbid: tuple[Region, ...],
     **options: Any,
 ) -> dict[str, Any]:
     """Lay the options that were given over the bundle's own defaults."""
@@ -88,5 +93,6 @@ def _request(
     given = only_given(criterion=prune, seed=seed, **options)
     return {
         "pruning": dataclasses.replace(session.pruning, **given),
+        "regions": (*protect, *forbid),
         "sampling": Sampling(**only_given(temperature=temperature, top_p=top_p, seed=seed)),
     }

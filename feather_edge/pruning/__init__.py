@@ -2,6 +2,7 @@
 
 * ``schedule``: where the decoder is split.
 * ``request``: what one request asks for.
+* ``regions``: what the user keeps or drops by hand.
 * ``layout``: which rows of the sequence are visual tokens, before and after pruning.
 * ``criteria``: one file per method; each turns a request into a ``plan.StagePlan``.
 * ``selection``: top-k, the grid, and the reference of the graphs' custom op.
@@ -14,6 +15,7 @@ from __future__ import annotations
 from feather_edge.pruning.criteria import CRITERION_NAMES, Criterion, criterion
 from feather_edge.pruning.layout import Layout, VisualSpan
 from feather_edge.pruning.plan import StagePlan
+from feather_edge.pruning.regions import Region
 from feather_edge.pruning.request import Pruning, Selection
 from feather_edge.pruning.schedule import PruningSchedule, Segment
 
@@ -23,6 +25,7 @@ __all__ = [
     "Layout",
     "Pruning",
     "PruningSchedule",
+    "Region",
     "Segment",
     "Selection",
     "StagePlan",

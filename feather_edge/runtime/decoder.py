@@ -31,11 +31,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedStage:
-    """What a stage did: the rows that left it, and the scores [S] of the rows that entered."""
+    """What a stage did.
+
+    Attributes:
+        before_layer: decoder layer the stage stands before.
+        layout: of the rows that left it.
+        scores: [S] of the rows that entered; None where the graph's scores decided nothing.
+        quota_change: tokens more than the criterion asked for, for the user's regions.
+    """
 
     before_layer: int
     layout: Layout
-    scores: NDArray[np.float32] | None
+    scores: NDArray[np.float32] | None = None
+    quota_change: int = 0
 
 
 @dataclass(kw_only=True)
@@ -138,7 +146,12 @@ class DecoderChain:
             survivors = [outputs[n] for n in ("kept_hidden_states", "kept_cos", "kept_sin")]
         hidden, cos, sin = survivors
         pruned = _Rows(hidden=hidden, cos=cos, sin=sin, layout=layout.keep(kept))
-        return pruned, PrunedStage(before_layer=before_layer, layout=pruned.layout, scores=scores)
+        return pruned, PrunedStage(
+            before_layer=before_layer,
+            layout=pruned.layout,
+            scores=scores,
+            quota_change=0 if plan is None else plan.quota_change(layout),
+        )
 
     def _last_segment(self, rows: _Rows) -> NDArray[np.float32]:
         last, num_rows = len(self._graphs) - 1, rows.layout.num_rows
@@ -159,7 +172,9 @@ class DecoderChain:
         # A plan that the host finishes lets every row pass and reads the scores.
         num_kept = layout.num_rows if plan.needs_host else plan.num_kept(layout)
         mask = score_mask(layout, plan.score_domain)
-        return self._prune_inputs(plan.priority[None], mask[None], *tables, num_kept=num_kept)
+        return self._prune_inputs(
+            plan.priority(layout)[None], mask[None], *tables, num_kept=num_kept
+        )
 
     def _prune_inputs(
         self,

@@ -59,6 +59,7 @@ class Run:
                     keep_ratio=len(kept) / max(1, self.layout.num_visual_tokens),
                     criterion="none" if self.pruning is None else self.pruning.criterion,
                     selection="fill" if self.pruning is None else self.pruning.selection,
+                    quota_change=stage.quota_change,
                     kept_indices=kept,
                     scores=_visual_scores(stage, before),
                 )

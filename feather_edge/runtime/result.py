@@ -31,6 +31,8 @@ class StageResult:
         keep_ratio: ``num_kept`` by the visual tokens before any pruning.
         criterion: which ranked them; ``none`` when the stage let everything pass.
         selection: ``fill`` or ``union``.
+        quota_change: how many tokens more than the criterion's own count the stage had to keep
+            for protected regions; negative where forbidden regions left fewer.
         kept_indices: [num_kept] into the prompt's visual tokens, ascending.
         scores: [num_visual_tokens] as the stage ranked them, NaN where a token was already gone;
             None without scores. Not part of ``to_dict``.
@@ -41,6 +43,7 @@ class StageResult:
     keep_ratio: float
     criterion: str
     selection: str
+    quota_change: int
     kept_indices: NDArray[np.int64]
     scores: NDArray[np.float32] | None = field(default=None, repr=False)
 
@@ -95,6 +98,7 @@ class Result:
                 "keep_ratio": stage.keep_ratio,
                 "criterion": stage.criterion,
                 "selection": stage.selection,
+                "quota_change": stage.quota_change,
                 "kept_indices": stage.kept_indices.tolist(),
             }
             for stage in self.stages

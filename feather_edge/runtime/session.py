@@ -23,6 +23,7 @@ from feather_edge.runtime.backends import Backend, create_backend
 from feather_edge.runtime.decoder import DecoderChain
 from feather_edge.runtime.preprocess import load_image, preprocess
 from feather_edge.runtime.prompt import PromptFormatter
+from feather_edge.runtime.regions import mark_regions
 from feather_edge.runtime.request import Answer, Run
 from feather_edge.runtime.result import Result, Token
 from feather_edge.runtime.sampling import Sampler, Sampling
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from numpy.typing import NDArray
+    from PIL import Image
     from typing_extensions import Self
 
+    from feather_edge.pruning import Region
     from feather_edge.runtime.preprocess import ImageSource
     from feather_edge.runtime.prompt import Message
 
@@ -105,12 +108,18 @@ class Session:
         prompt: str | Sequence[Message],
         *,
         pruning: Pruning | None = None,
+        regions: Sequence[Region] = (),
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
     ) -> Result:
         """Answer a prompt about images; see ``stream`` for the arguments and errors."""
         for _ in self.stream(
-            images, prompt, pruning=pruning, sampling=sampling, max_new_tokens=max_new_tokens
+            images,
+            prompt,
+            pruning=pruning,
+            regions=regions,
+            sampling=sampling,
+            max_new_tokens=max_new_tokens,
         ):
             pass
         if self.last_result is None:  # pragma: no cover - stream always leaves a result
@@ -123,6 +132,7 @@ class Session:
         prompt: str | Sequence[Message],
         *,
         pruning: Pruning | None = None,
+        regions: Sequence[Region] = (),
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
     ) -> Iterator[Token]:
@@ -132,6 +142,7 @@ class Session:
             images: one image or several: path, bytes, PIL image or uint8 array [H, W, 3].
             prompt: text, put into the model's chat template, or a list of chat messages.
             pruning: what to keep; None takes the bundle's recipe.
+            regions: boxes in the images whose tokens every stage keeps, or none of them does.
             sampling: how to choose tokens; None is greedy.
             max_new_tokens: None takes the checkpoint's own limit, or 128.
 
@@ -146,8 +157,11 @@ class Session:
         sampler = Sampler(Sampling() if sampling is None else sampling)
         # 1. Pixels [N, C, H, W] and prompt ids [S].
         with watch.stage("preprocess"):
-            pixels = self._pixels(images)
-            prompt_ids, layout = self._encode_prompt(prompt, num_images=len(pixels))
+            pictures = _load_images(images)
+            pixels = preprocess(pictures, self.bundle.manifest.image.preprocess)
+            prompt_ids, layout = self._encode_prompt(prompt, num_images=len(pictures))
+            sizes = [picture.size for picture in pictures]
+            layout = mark_regions(layout, regions, sizes, self.bundle.manifest.image)
             limit = self._max_new_tokens(max_new_tokens, layout)
         # 2. Visual tokens [V, D].
         with watch.stage("vision"):
@@ -173,12 +187,6 @@ class Session:
                 break
             logits = run.chain.decode_step(self._embeddings[token_id])
         self.last_result = self._result(watch, layout, run, answer)
-
-    def _pixels(self, images: ImageSource | Sequence[ImageSource]) -> NDArray[np.float32]:
-        several: Sequence[ImageSource] = (
-            images if isinstance(images, list | tuple) else [cast("ImageSource", images)]
-        )
-        return preprocess([load_image(i) for i in several], self.bundle.manifest.image.preprocess)
 
     def _encode_prompt(
         self, prompt: str | Sequence[Message], *, num_images: int
@@ -223,6 +231,8 @@ class Session:
         if pruning.criterion != "none":
             criterion(pruning.criterion)  # unknown is wrong also where nothing can be pruned
         reason = unpruned_reason(pruning, layout, len(schedule.stages))
+        if reason and (layout.is_protected | layout.is_forbidden).any():
+            raise RequestError(f"regions have no effect, since {reason}; prune, or leave them out")
         chain = DecoderChain(self._decoders, self.bundle.manifest, schedule, self._backend)
         return Run(chain=chain, layout=layout, pruning=None if reason else pruning, reason=reason)
 
@@ -256,6 +266,13 @@ def default_pruning(bundle: Bundle) -> Pruning:
         selection=recipe.selection,
         seed=recipe.seed,
     )
+
+
+def _load_images(images: ImageSource | Sequence[ImageSource]) -> list[Image.Image]:
+    several: Sequence[ImageSource] = (
+        images if isinstance(images, list | tuple) else [cast("ImageSource", images)]
+    )
+    return [load_image(source) for source in several]
 
 
 def _open_embeddings(bundle: Bundle) -> NDArray[Any]:

@@ -30,7 +30,8 @@ def test_dir_is_the_public_list() -> None:
 
 def test_public_names_are_the_promised_ones() -> None:
     assert set(feather_edge.__all__) == {
-        "Bundle", "FakeBackend", "Pruning", "Sampling", "Session", "__version__", "errors",
+        "Bundle", "FakeBackend", "Pruning", "Region", "Sampling", "Session", "__version__",
+        "errors",
     }  # fmt: skip
 
 

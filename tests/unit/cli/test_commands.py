@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from feather_edge.cli import main
 from feather_edge.errors import CheckpointError
 from feather_edge.export import pipeline
-from feather_edge.pruning import Pruning
+from feather_edge.pruning import Pruning, Region
 from feather_edge.recipes import ExportRecipe, load_recipe
 from feather_edge.runtime.sampling import Sampling
 from feather_edge.runtime.session import Session
@@ -198,6 +198,7 @@ def test_run_streams_the_answer(runner: CliRunner, session: FakeSession) -> None
         "images": [Path("a.png")],
         "prompt": "what is it?",
         "pruning": session.pruning,
+        "regions": (),
         "sampling": Sampling(),
         "max_new_tokens": None,
     }
@@ -215,6 +216,33 @@ def test_run_lays_options_over_the_bundle_s(runner: CliRunner, session: FakeSess
     )
     assert session.asked["sampling"] == Sampling(temperature=0.5, top_p=0.9, seed=0)
     assert session.asked["max_new_tokens"] == 7
+
+
+def test_run_reads_regions(runner: CliRunner, session: FakeSession) -> None:
+    line = "--protect 1,2,3.5,4 --protect 2:0,0,9,9 --forbid 5,5,6,6"
+    succeed(runner, *ASK, *line.split())
+    assert session.asked["regions"] == (
+        Region(box=(1, 2, 3.5, 4)),
+        Region(box=(0, 0, 9, 9), image=2),
+        Region(box=(5, 5, 6, 6), rule="forbid"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("--protect 1,2,3", "'1,2,3' is not a box in pixels such as 10,20,110,90"),
+        ("--protect first:1,2,3,4", "nor 2:10,20,110,90 for the second image"),
+        ("--forbid 1,2,1,4", "forbid region 1,2,1,4 is empty"),
+        ("--forbid 0:1,2,3,4", "image 0 does not exist; they count from 1"),
+    ],
+)
+def test_regions_that_are_none(
+    runner: CliRunner, session: FakeSession, line: str, text: str
+) -> None:
+    result = runner.invoke(main, [*ASK, *line.split()])
+    assert result.exit_code == 2
+    assert text in " ".join(result.stderr.split())
 
 
 def test_run_json_is_the_record(runner: CliRunner, session: FakeSession) -> None:

@@ -214,8 +214,8 @@ def test_the_second_stage_protects_no_grid_token() -> None:
     first, _ = run(Pruning(), layout)
     plan = criterion("feather").plan(Pruning(), 1, 2, first)
 
-    assert not plan.priority[first.is_visual].any()
-    assert plan.grid is None
+    assert not plan.priority(first)[first.is_visual].any()
+    assert plan.preferred is None
 
 
 def test_grid_of_an_oblong_image() -> None:

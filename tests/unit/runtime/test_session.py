@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from feather_edge import FakeBackend, Session
+from feather_edge import FakeBackend, Region, Session
 from feather_edge.errors import BackendError, BundleError, RequestError
 from feather_edge.pruning import Pruning
 from feather_edge.recipes import ExportRecipe
@@ -320,6 +320,44 @@ def test_pruning_that_does_not_fit_the_bundle(
         answering(bundle, 300).generate(PICTURE, PROMPT, pruning=pruning)
 
 
+LEFT_TOP = Region(box=(0, 0, 10, 10))
+
+
+def test_regions_reach_every_stage(bundle: Bundle) -> None:
+    """The picture is 30 x 20; a centre crop leaves 20 x 20 of it to 8 x 8 tokens."""
+    regions = [Region(box=(10, 5, 15, 10)), Region(box=(20, 0, 25, 20), rule="forbid")]
+
+    result = answering(bundle, 300).generate(PICTURE, PROMPT, regions=regions, max_new_tokens=1)
+
+    for stage in result.stages:
+        assert {18, 19, 26, 27} <= set(stage.kept_indices)
+        assert not {6, 7, 14, 15} & set(stage.kept_indices)
+    assert [stage.quota_change for stage in result.stages] == [0, 2]
+    assert [stage.num_kept for stage in result.stages] == [25, 4]
+
+
+def test_regions_of_several_images(bundle: Bundle) -> None:
+    region = Region(box=(10, 5, 15, 10), image=2)
+
+    result = answering(bundle, 300).generate(
+        [PICTURE, PICTURE], PROMPT, regions=[region], max_new_tokens=1
+    )
+
+    assert {64 + 18, 64 + 19, 64 + 26, 64 + 27} <= set(result.stages[-1].kept_indices)
+    assert not {18, 19, 26, 27} & set(result.stages[-1].kept_indices)
+
+
+def test_regions_without_pruning_are_refused(bundle: Bundle) -> None:
+    message = "regions have no effect, since pruning is off; prune, or leave them out"
+    with pytest.raises(RequestError, match=message):
+        answering(bundle, 300).generate(PICTURE, PROMPT, pruning=NONE, regions=[LEFT_TOP])
+
+
+def test_regions_outside_the_picture(bundle: Bundle) -> None:
+    with pytest.raises(RequestError, match="not within image 1, which has 30 x 20 pixels"):
+        answering(bundle, 300).generate(PICTURE, PROMPT, regions=[Region(box=(0, 0, 31, 1))])
+
+
 class NanBackend(FakeBackend):
     """Scores overflow, as those of an fp16 graph may."""
 
@@ -378,6 +416,7 @@ def test_record_is_json(bundle: Bundle) -> None:
         "keep_ratio",
         "criterion",
         "selection",
+        "quota_change",
         "kept_indices",
     }
     parts = record["preprocess_ms"] + record["vision_ms"] + record["prefill_ms"]
