@@ -13,6 +13,7 @@ from feather_edge.pruning import Layout, VisualSpan
 from feather_edge.pruning.flops import layer_macs, paper_layer_cost, schedule_cost
 from feather_edge.pruning.forecast import forecast
 from feather_edge.recipes import ExportRecipe
+from feather_edge.runtime.rotary import rotary_frequencies
 from feather_edge.runtime.session import default_pruning
 
 if TYPE_CHECKING:
@@ -140,7 +141,8 @@ def _prefill_report(bundle: Bundle, num_text: int) -> PrefillReport:
     image, shape = bundle.manifest.image, bundle.manifest.decoder
     span = VisualSpan(start=0, height=image.grid_height, width=image.grid_width)
     total = span.num_tokens
-    layout = Layout.full(total + num_text, [span])
+    frequencies = rotary_frequencies(bundle.manifest.rotary)
+    layout = Layout.full(total + num_text, [span], frequencies=frequencies)
     visual = forecast(default_pruning(bundle), bundle.schedule, layout)
     cost = partial(
         layer_macs,

@@ -35,7 +35,9 @@ __all__ = [
     "recipe_names",
 ]
 
-CriterionName = Literal["feather", "fastv", "fastv-full", "uniform", "random", "none"]
+CriterionName = Literal[
+    "feather", "fastv", "fastv-full", "pyramiddrop", "ivc", "uniform", "random", "none"
+]
 SelectionName = Literal["fill", "union"]
 Precision = Literal["fp32", "fp16"]
 OpsetName = Literal["18", "23", "both"]
@@ -47,8 +49,9 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes:
         stages: visual tokens are pruned before these decoder layers, ascending, counted from 0.
-            Empty is an unsplit decoder. None stands for a quarter and a half of the depth, or
-            for an unsplit decoder where `prune` is ``none``.
+            Empty is an unsplit decoder. None stands for a quarter and a half of the depth, with
+            three keep ratios three quarters too, or for an unsplit decoder where `prune` is
+            ``none``.
         prune: criterion of a request that names none.
         keep_ratio: one value is the method's own parameter, from which it derives every stage;
             several are the share of the original visual tokens left after each stage.

@@ -56,15 +56,23 @@ class Layout:
         positions: [S] in the unpruned prompt, ascending.
         is_protected: [S], visual tokens that every stage keeps.
         is_forbidden: [S], visual tokens that no stage keeps; disjoint from the protected.
+        frequencies: [Dh/2], rotary angle per position, for criteria that look at it.
     """
 
     spans: tuple[VisualSpan, ...]
     positions: NDArray[np.int64]
     is_protected: NDArray[np.bool_]
     is_forbidden: NDArray[np.bool_]
+    frequencies: NDArray[np.float32] | None = None
 
     @classmethod
-    def full(cls, num_rows: int, spans: Sequence[VisualSpan]) -> Layout:
+    def full(
+        cls,
+        num_rows: int,
+        spans: Sequence[VisualSpan],
+        *,
+        frequencies: NDArray[np.float32] | None = None,
+    ) -> Layout:
         """Return the layout of an unpruned prompt of ``num_rows`` rows.
 
         Raises:
@@ -83,6 +91,7 @@ class Layout:
             positions=np.arange(num_rows, dtype=np.int64),
             is_protected=np.zeros(num_rows, np.bool_),
             is_forbidden=np.zeros(num_rows, np.bool_),
+            frequencies=frequencies,
         )
 
     def with_regions(
@@ -142,8 +151,8 @@ class Layout:
 
     def keep(self, kept_rows: NDArray[np.int64]) -> Layout:
         """Return the layout after pruning to ``kept_rows`` (ascending row numbers)."""
-        return Layout(
-            spans=self.spans,
+        return replace(
+            self,
             positions=self.positions[kept_rows],
             is_protected=self.is_protected[kept_rows],
             is_forbidden=self.is_forbidden[kept_rows],

@@ -22,13 +22,15 @@ class Pruning:
 
     Attributes:
         criterion: ``feather``, ``fastv`` (softmax over visual tokens), ``fastv-full`` (softmax
-            over the whole sequence, as FastV's own code), ``uniform``, ``random`` or ``none``.
+            over the whole sequence, as FastV's own code), ``pyramiddrop``, ``ivc``, ``uniform``,
+            ``random`` or ``none``.
         keep_ratio: one value is the method's own parameter (FEATHER: 1 - R of the paper, so its
-            second stage keeps the square; the others: the share that the first stage keeps). One
-            value per stage gives the share of the original visual tokens left after each stage.
+            second stage keeps the square; PyramidDrop: lambda, kept again at each stage; the
+            others: the share that the first stage keeps). One value per stage gives the share of
+            the original visual tokens left after each stage.
         stride: step of FEATHER's uniform grid; 0 for none.
         selection: ``fill`` keeps a constant number of tokens, ``union`` is the paper's data
-            dependent union of the best and the grid.
+            dependent union of the best and the grid (``ivc``: the coordinate tokens).
         seed: of ``random``.
     """
 

@@ -26,6 +26,7 @@ from feather_edge.runtime.prompt import PromptFormatter
 from feather_edge.runtime.regions import mark_regions
 from feather_edge.runtime.request import Answer, Run
 from feather_edge.runtime.result import Result, Token
+from feather_edge.runtime.rotary import rotary_frequencies
 from feather_edge.runtime.sampling import Sampler, Sampling
 from feather_edge.runtime.timing import Stopwatch
 
@@ -198,7 +199,9 @@ class Session:
             VisualSpan(start=start, height=image.grid_height, width=image.grid_width)
             for start, _ in encoded.spans
         ]
-        return encoded.prompt_ids, Layout.full(len(encoded.prompt_ids), spans)
+        frequencies = rotary_frequencies(self.bundle.manifest.rotary)
+        num_rows = len(encoded.prompt_ids)
+        return encoded.prompt_ids, Layout.full(num_rows, spans, frequencies=frequencies)
 
     def _max_new_tokens(self, requested: int | None, layout: Layout) -> int:
         manifest = self.bundle.manifest

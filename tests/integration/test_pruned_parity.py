@@ -41,6 +41,8 @@ KINDS = [
     ("fastv", "fill"),
     ("fastv", "union"),
     ("fastv-full", "fill"),
+    ("pyramiddrop", "fill"),
+    ("ivc", "fill"),
 ]
 
 
@@ -183,7 +185,7 @@ def test_feather_at_its_extremes(
 
 
 @pytest.mark.parametrize("stages", [(1,), (5,), (1, 2, 5)], ids=str)
-@pytest.mark.parametrize("method", ["feather", "fastv"])
+@pytest.mark.parametrize("method", ["feather", "fastv", "pyramiddrop", "ivc"])
 def test_stages_anywhere_in_the_decoder(
     bundles: BundleFactory, stages: tuple[int, ...], method: str
 ) -> None:
@@ -195,7 +197,7 @@ def test_stages_anywhere_in_the_decoder(
     assert not open_pair(exported).run(random_images(1, seed=3), "what shape ?", pruning)
 
 
-@pytest.mark.parametrize("method", ["feather", "fastv"])
+@pytest.mark.parametrize("method", ["feather", "fastv", "ivc"])
 def test_rotary_scaling_reaches_score_and_decode(bundles: BundleFactory, method: str) -> None:
     rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}
     exported = bundles(

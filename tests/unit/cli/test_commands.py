@@ -315,7 +315,7 @@ def test_doctor_json(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None
 def test_recipes_lists_all(runner: CliRunner) -> None:
     out = succeed(runner, "recipes")
     assert [line for line in out.splitlines() if line.startswith("# ") and ":" not in line] == [
-        "# fastv", "# feather", "# scene-vlm", "# unpruned",
+        "# fastv", "# feather", "# pyramiddrop", "# scene-vlm", "# unpruned",
     ]  # fmt: skip
 
 
@@ -335,7 +335,7 @@ def test_recipes_shows_one_with_every_key(runner: CliRunner) -> None:
 def test_recipes_json(runner: CliRunner) -> None:
     assert json.loads(succeed(runner, "recipes", "unpruned", "--json"))["stages"] == []
     assert set(json.loads(succeed(runner, "recipes", "--json"))) == {
-        "fastv", "feather", "scene-vlm", "unpruned",
+        "fastv", "feather", "pyramiddrop", "scene-vlm", "unpruned",
     }  # fmt: skip
 
 
