@@ -24,6 +24,7 @@ __all__ = [
     "CriterionName",
     "ExportRecipe",
     "OpsetName",
+    "PreCriterionName",
     "Precision",
     "SelectionName",
     "Stage",
@@ -38,6 +39,7 @@ __all__ = [
 CriterionName = Literal[
     "feather", "fastv", "fastv-full", "pyramiddrop", "ivc", "uniform", "random", "none"
 ]
+PreCriterionName = Literal["uniform", "random", "divprune", "dart", "cdpruner", "none"]
 SelectionName = Literal["fill", "union"]
 Precision = Literal["fp32", "fp16"]
 OpsetName = Literal["18", "23", "both"]
@@ -60,6 +62,8 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         precision: of weights and activations.
         opset: of the graphs; both forms share one file of weights.
         seed: of the criterion ``random``.
+        pre_prune: criterion before the decoder, on vision features, of a request that names none.
+        pre_keep_ratio: share of the visual tokens that it lets into the decoder.
     """
 
     stages: tuple[int, ...] | None = None
@@ -70,9 +74,12 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     precision: Precision = "fp32"
     opset: OpsetName = "both"
     seed: int = 0
+    pre_prune: PreCriterionName = "none"
+    pre_keep_ratio: float = 0.5
 
     def __post_init__(self) -> None:
         _check_choice("prune", self.prune, get_args(CriterionName))
+        _check_choice("pre_prune", self.pre_prune, get_args(PreCriterionName))
         _check_choice("selection", self.selection, get_args(SelectionName))
         _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("opset", self.opset, get_args(OpsetName))
@@ -82,6 +89,10 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise RecipeError(
                 f"keep_ratio has one value for {len(self.stages or ())} stages; feather with one "
                 "value has two stages in the paper, so give one for each stage"
+            )
+        if not 0 < self.pre_keep_ratio <= 1:
+            raise RecipeError(
+                f"pre_keep_ratio {self.pre_keep_ratio} is out of range; it must be in (0, 1]"
             )
         for name in ("stride", "seed"):
             if getattr(self, name) < 0:
@@ -140,6 +151,8 @@ def override(
     precision: Precision | None = None,
     opset: OpsetName | None = None,
     seed: int | None = None,
+    pre_prune: PreCriterionName | None = None,
+    pre_keep_ratio: float | None = None,
 ) -> ExportRecipe:
     """Return `recipe` with the given options in place of its own; None keeps what it says.
 
@@ -155,6 +168,8 @@ def override(
         "precision": precision,
         "opset": opset,
         "seed": seed,
+        "pre_prune": pre_prune,
+        "pre_keep_ratio": pre_keep_ratio,
     }
     given = {name: value for name, value in options.items() if value is not None}
     return msgspec.structs.replace(recipe, **given)

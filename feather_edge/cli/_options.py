@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import click
 
 from feather_edge.errors import RequestError
-from feather_edge.recipes import CriterionName, SelectionName
+from feather_edge.recipes import CriterionName, PreCriterionName, SelectionName
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from feather_edge.bundle import Bundle
+    from feather_edge.pruning import Pruning
     from feather_edge.pruning.regions import Region, RegionRule
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "backend_option",
     "emit_json",
     "json_option",
+    "lay_over",
     "only_given",
     "parse_ratios",
     "parse_region",
@@ -157,6 +160,19 @@ def pruning_options(*, default: str) -> Callable[[Callback], Callback]:
             show_default=default,
             help="Of everything random.",
         ),
+        click.option(
+            "--pre-prune",
+            type=click.Choice(get_args(PreCriterionName)),
+            show_default=default,
+            help="Criterion that drops visual tokens before the decoder, by their features.",
+        ),
+        click.option(
+            "--pre-keep-ratio",
+            type=click.FloatRange(0, 1, min_open=True),
+            metavar="R",
+            show_default=default,
+            help="Share of the visual tokens that --pre-prune lets into the decoder.",
+        ),
     )
 
 
@@ -222,6 +238,22 @@ json_option = click.option(
 def only_given(**options: Any) -> dict[str, Any]:
     """Return the options that were given: None stands for "not given"."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def lay_over(pruning: Pruning, **options: Any) -> Pruning:
+    """Return `pruning` with the options that were given in place of its own.
+
+    Raises:
+        RequestError: if an option is out of range, or has no effect beside the others.
+    """
+    given = only_given(**options)
+    effective = dataclasses.replace(pruning, **given)
+    if "pre_keep_ratio" in given and effective.pre_criterion == "none":
+        raise RequestError(
+            f"pre-keep-ratio {effective.pre_keep_ratio:g} has no effect, since nothing prunes "
+            f"before the decoder; choose what does with --pre-prune"
+        )
+    return effective
 
 
 def require_stages(bundle: Bundle, stages: tuple[int, ...] | None) -> None:

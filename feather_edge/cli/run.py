@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from feather_edge.cli._options import (
     backend_option,
     emit_json,
     json_option,
+    lay_over,
     only_given,
     pruning_options,
     region_options,
@@ -79,6 +79,7 @@ def _request(
     *,
     stages: tuple[int, ...] | None,
     prune: str | None,
+    pre_prune: str | None,
     temperature: float | None,
     top_p: float | None,
     seed: int | None,
@@ -90,9 +91,9 @@ def _request(
     from feather_edge.runtime.sampling import Sampling
 
     require_stages(session.bundle, stages)
-    given = only_given(criterion=prune, seed=seed, **options)
+    given = {"criterion": prune, "pre_criterion": pre_prune, "seed": seed, **options}
     return {
-        "pruning": dataclasses.replace(session.pruning, **given),
+        "pruning": lay_over(session.pruning, **given),
         "regions": (*protect, *forbid),
         "sampling": Sampling(**only_given(temperature=temperature, top_p=top_p, seed=seed)),
     }

@@ -106,6 +106,12 @@ class Layout:
         return len(self.positions)
 
     @property
+    def num_positions(self) -> int:
+        """Length of the unpruned prompt. Only visual tokens are ever pruned."""
+        ends = [span.start + span.num_tokens for span in self.spans[-1:]]
+        return max([*ends, int(self.positions[-1]) + 1])
+
+    @property
     def num_visual_tokens(self) -> int:
         """Visual tokens of the whole prompt, before any pruning."""
         return sum(span.num_tokens for span in self.spans)

@@ -32,6 +32,9 @@ class Pruning:
         selection: ``fill`` keeps a constant number of tokens, ``union`` is the paper's data
             dependent union of the best and the grid (``ivc``: the coordinate tokens).
         seed: of ``random``.
+        pre_criterion: what prunes before the decoder, on the vision features: ``uniform``,
+            ``random``, ``divprune``, ``dart``, ``cdpruner`` or ``none``.
+        pre_keep_ratio: share of the visual tokens that it lets into the decoder.
     """
 
     criterion: str = "feather"
@@ -39,11 +42,13 @@ class Pruning:
     stride: int = 3
     selection: Selection = "fill"
     seed: int = 0
+    pre_criterion: str = "none"
+    pre_keep_ratio: float = 0.5
 
     def __post_init__(self) -> None:
         if not self.keep_ratio:
             raise RequestError("keep ratio is empty; give one value, or one per pruning stage")
-        for ratio in self.keep_ratio:
+        for ratio in (*self.keep_ratio, self.pre_keep_ratio):
             if not 0 < ratio <= 1:
                 raise RequestError(f"keep ratio {ratio} is out of range; it must be in (0, 1]")
         if self.selection not in get_args(Selection):
@@ -56,9 +61,9 @@ class Pruning:
 
 def unpruned_reason(pruning: Pruning, layout: Layout, num_stages: int) -> str | None:
     """Return why a request prunes nothing, or None when it does prune."""
-    if pruning.criterion == "none":
+    if pruning.criterion == pruning.pre_criterion == "none":
         return "pruning is off"
-    if num_stages == 0:
+    if num_stages == 0 and pruning.pre_criterion == "none":
         return "the bundle was exported without pruning stages"
     if layout.num_visual_tokens == 0:
         return "the prompt has no image"

@@ -35,12 +35,14 @@ class PrunedStage:
 
     Attributes:
         before_layer: decoder layer the stage stands before.
+        criterion: which ranked the rows; ``none`` when all passed.
         layout: of the rows that left it.
         scores: [S] of the rows that entered; None where the graph's scores decided nothing.
         quota_change: tokens more than the criterion asked for, for the user's regions.
     """
 
     before_layer: int
+    criterion: str
     layout: Layout
     scores: NDArray[np.float32] | None = None
     quota_change: int = 0
@@ -84,7 +86,7 @@ class DecoderChain:
 
         Args:
             embeds: [S, D], visual tokens spliced in.
-            layout: of the whole prompt.
+            layout: of the rows given; those pruned before the decoder are missing.
             pruning: what to keep; None keeps everything.
 
         Returns:
@@ -97,7 +99,7 @@ class DecoderChain:
             rows, stage = self._prefill_segment(index, rows, pruning, before_layer)
             stages.append(stage)
         logits = self._last_segment(rows)
-        self.next_position = layout.num_rows
+        self.next_position = layout.num_positions
         return logits, stages
 
     def decode_step(self, embed: NDArray[Any]) -> NDArray[np.float32]:
@@ -126,7 +128,7 @@ class DecoderChain:
     ) -> tuple[_Rows, PrunedStage]:
         layout, num_rows = rows.layout, rows.layout.num_rows
         plan = None
-        if pruning is not None:
+        if pruning is not None and pruning.criterion != "none":
             num_stages = len(self._schedule.stages)
             plan = criterion(pruning.criterion).plan(pruning, index, num_stages, layout)
         inputs = {
@@ -148,6 +150,7 @@ class DecoderChain:
         pruned = _Rows(hidden=hidden, cos=cos, sin=sin, layout=layout.keep(kept))
         return pruned, PrunedStage(
             before_layer=before_layer,
+            criterion="none" if plan is None or pruning is None else pruning.criterion,
             layout=pruned.layout,
             scores=scores,
             quota_change=0 if plan is None else plan.quota_change(layout),

@@ -26,7 +26,7 @@ class StageResult:
     """What one pruning stage kept.
 
     Attributes:
-        before_layer: decoder layer the stage stands before.
+        before_layer: decoder layer the stage stands before; 0 for the stage before the decoder.
         num_kept: visual tokens left after it.
         keep_ratio: ``num_kept`` by the visual tokens before any pruning.
         criterion: which ranked them; ``none`` when the stage let everything pass.
@@ -58,7 +58,8 @@ class Result:
         finish_reason: ``stop`` at an end token, ``length`` at the limit.
         num_prompt_tokens: S, visual tokens included.
         num_visual_tokens: before any pruning.
-        stages: one entry per pruning stage of the bundle.
+        stages: one entry per pruning stage of the bundle, after that of the stage before the
+            decoder if the request has one.
         reason: why nothing was pruned; None when something was.
         preprocess_ms: images and prompt to arrays.
         vision_ms: vision encoder.

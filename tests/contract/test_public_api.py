@@ -93,3 +93,4 @@ def test_recipes_and_pruning_use_the_same_words() -> None:
 
     assert set(get_args(recipes.CriterionName)) == set(pruning.CRITERION_NAMES)
     assert set(get_args(recipes.SelectionName)) == set(get_args(pruning.Selection))
+    assert set(get_args(recipes.PreCriterionName)) == set(pruning.PRE_CRITERION_NAMES)

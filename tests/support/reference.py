@@ -33,6 +33,7 @@ class ReferencePruning:
 
     Attributes:
         stages: decoder layers before which tokens are dropped.
+        pre_kept: visual tokens that enter the decoder; None for all.
         keep_ratio: 1 - R. One value is the method's own parameter, several are shares of V.
     """
 
@@ -41,6 +42,7 @@ class ReferencePruning:
     stages: tuple[int, ...]
     keep_ratio: tuple[float, ...] = (0.3,)
     stride: int = 3
+    pre_kept: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +122,8 @@ class ReferenceLlava:
         cache = transformers.DynamicCache()
         rows = self._embed(inputs)
         length = rows.hidden.shape[1]
+        if pruning is not None and pruning.pre_kept is not None:
+            rows = _only(rows, set(pruning.pre_kept))
         captured: dict[str, torch.Tensor] = {}
         for layer in range(len(self.decoder.layers)):
             if pruning is not None and layer in pruning.stages:
@@ -234,16 +238,10 @@ class ReferenceLlava:
             chosen, gap = self._choose(alive, pruning, pruning.stages.index(layer), start)
             kept += [first + place for place in chosen]
             gaps.append(gap)
-        keep_rows = [row for row, v in enumerate(rows.visual.tolist()) if v < 0 or v in set(kept)]
         stage = ReferenceStage(
             before_layer=layer, kept=sorted(kept), scores=scores, cut_gap=min(gaps)
         )
-        pruned = _Rows(
-            hidden=rows.hidden[:, keep_rows],
-            positions=rows.positions[:, keep_rows],
-            visual=rows.visual[keep_rows],
-        )
-        return pruned, stage
+        return _only(rows, set(kept)), stage
 
     def _choose(
         self, alive: dict[int, float], pruning: ReferencePruning, stage: int, start: int
@@ -286,6 +284,16 @@ class ReferenceLlava:
             for sums in (angles.cos().sum(1), angles.sin().sum(1))
             for place in sums.topk(tenth).indices
         }
+
+
+def _only(rows: _Rows, kept: set[int]) -> _Rows:
+    """Return text and the visual tokens ``kept``."""
+    keep_rows = [row for row, v in enumerate(rows.visual.tolist()) if v < 0 or v in kept]
+    return _Rows(
+        hidden=rows.hidden[:, keep_rows],
+        positions=rows.positions[:, keep_rows],
+        visual=rows.visual[keep_rows],
+    )
 
 
 def _best_with(first: set[int], alive: dict[int, float], count: int) -> tuple[list[int], float]:

@@ -128,8 +128,8 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     refused(
-        "recipe 'fether' is unknown (did you mean 'feather'?); choose fastv, feather, pyramiddrop, "
-        "scene-vlm, unpruned, or give the path of a .toml file",
+        "recipe 'fether' is unknown (did you mean 'feather'?); choose fastv, feather, "
+        "pyramiddrop, scene-vlm, unpruned, or give the path of a .toml file",
         lambda: load_recipe("fether"),
     )
 

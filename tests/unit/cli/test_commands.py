@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -218,6 +219,19 @@ def test_run_lays_options_over_the_bundle_s(runner: CliRunner, session: FakeSess
     assert session.asked["max_new_tokens"] == 7
 
 
+def test_run_prunes_before_the_decoder(runner: CliRunner, session: FakeSession) -> None:
+    succeed(runner, *ASK, "--pre-prune", "divprune", "--pre-keep-ratio", "0.25")
+    assert session.asked["pruning"] == dataclasses.replace(
+        session.pruning, pre_criterion="divprune", pre_keep_ratio=0.25
+    )
+
+
+def test_a_ratio_for_nothing_is_refused(runner: CliRunner, session: FakeSession) -> None:
+    result = runner.invoke(main, [*ASK, "--pre-keep-ratio", "0.25"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: pre-keep-ratio 0.25 has no effect, since nothing")
+
+
 def test_run_reads_regions(runner: CliRunner, session: FakeSession) -> None:
     line = "--protect 1,2,3.5,4 --protect 2:0,0,9,9 --forbid 5,5,6,6"
     succeed(runner, *ASK, *line.split())
@@ -329,6 +343,8 @@ def test_recipes_shows_one_with_every_key(runner: CliRunner) -> None:
         'precision = "fp32"',
         'opset = "both"',
         "seed = 0",
+        'pre_prune = "none"',
+        "pre_keep_ratio = 0.5",
     ]
 
 

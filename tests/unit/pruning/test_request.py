@@ -23,6 +23,7 @@ def layout_of(*sides: int) -> Layout:
         ({"keep_ratio": (1.01,)}, "keep ratio 1.01 is out of range"),
         ({"keep_ratio": (0.5, -1.0)}, "keep ratio -1.0 is out of range"),
         ({"keep_ratio": (float("nan"),)}, "keep ratio nan is out of range"),
+        ({"pre_keep_ratio": 0.0}, "keep ratio 0.0 is out of range"),
         ({"selection": "best"}, "selection 'best' is unknown; choose fill or union"),
         ({"stride": -1}, r"stride -1 must be 0 \(no grid\) or more"),
         ({"seed": -1}, "seed -1 must be 0 or more"),

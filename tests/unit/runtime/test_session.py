@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from feather_edge import FakeBackend, Region, Session
 from feather_edge.errors import BackendError, BundleError, RequestError
-from feather_edge.pruning import Pruning
+from feather_edge.pruning import PRE_CRITERION_NAMES, Pruning
 from feather_edge.recipes import ExportRecipe
 from feather_edge.runtime.sampling import Sampling
 from feather_edge.runtime.session import default_pruning
@@ -309,6 +309,7 @@ def test_reason_of_a_tiny_image(bundles: BundleFactory) -> None:
     ("pruning", "message"),
     [
         (Pruning(criterion="best"), "criterion 'best' is unknown; choose feather, fastv"),
+        (Pruning(pre_criterion="best"), "before the decoder 'best' is unknown; choose uniform"),
         (Pruning(keep_ratio=(0.5, 0.4, 0.3)), r"3 values, but this bundle has 2 pruning stage"),
         (Pruning(keep_ratio=(0.3, 0.5)), "must not rise from one stage to the next"),
     ],
@@ -318,6 +319,56 @@ def test_pruning_that_does_not_fit_the_bundle(
 ) -> None:
     with pytest.raises(RequestError, match=message):
         answering(bundle, 300).generate(PICTURE, PROMPT, pruning=pruning)
+
+
+@pytest.mark.parametrize("name", PRE_CRITERION_NAMES[:-1])
+def test_pruned_before_the_decoder(bundle: Bundle, name: str) -> None:
+    pruning = Pruning(pre_criterion=name, pre_keep_ratio=0.25, keep_ratio=(0.2, 0.1))
+    session = answering(bundle, 300)
+
+    result = session.generate(PICTURE, PROMPT, pruning=pruning, max_new_tokens=3)
+
+    assert [(s.before_layer, s.criterion, s.num_kept) for s in result.stages] == [
+        (0, name, 16), (1, "feather", 12), (3, "feather", 6),
+    ]  # fmt: skip
+    assert result.stages[0].scores is None
+    assert result.num_visual_tokens == NUM_VISUAL_TOKENS
+    assert result.reason is None
+
+
+def test_pruned_before_an_unsplit_decoder(bundles: BundleFactory) -> None:
+    recipe = ExportRecipe(prune="none", pre_prune="divprune", pre_keep_ratio=0.5)
+    bundle = bundles(num_layers=4, image_size=56, recipe=recipe).bundle
+
+    result = answering(bundle, 300).generate([PICTURE, PICTURE], PROMPT, max_new_tokens=3)
+
+    (stage,) = result.stages
+    assert (stage.before_layer, stage.criterion, stage.num_kept) == (0, "divprune", 64)
+    assert np.bincount(stage.kept_indices // 64).tolist() == [32, 32]
+    assert result.reason is None
+
+
+def test_pruned_only_before_the_decoder(bundle: Bundle) -> None:
+    pruning = Pruning(criterion="none", pre_criterion="uniform", pre_keep_ratio=0.25)
+
+    result = answering(bundle, 300).generate(PICTURE, PROMPT, pruning=pruning, max_new_tokens=1)
+
+    assert [(s.criterion, s.num_kept) for s in result.stages] == [
+        ("uniform", 16), ("none", 16), ("none", 16),
+    ]  # fmt: skip
+
+
+def test_regions_hold_before_the_decoder(bundle: Bundle) -> None:
+    pruning = Pruning(pre_criterion="divprune", pre_keep_ratio=0.05, keep_ratio=(1.0,))
+    regions = [Region(box=(10, 5, 15, 10)), Region(box=(5, 15, 25, 20), rule="forbid")]
+
+    result = answering(bundle, 300).generate(
+        PICTURE, PROMPT, pruning=pruning, regions=regions, max_new_tokens=1
+    )
+
+    first = result.stages[0]
+    assert first.kept_indices.tolist() == [18, 19, 26, 27]
+    assert first.quota_change == 1
 
 
 LEFT_TOP = Region(box=(0, 0, 10, 10))
