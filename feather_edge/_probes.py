@@ -7,8 +7,9 @@ its caller with it.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-__all__ = ["PROBES", "import_reference", "one_node_model", "run_onnxruntime"]
+__all__ = ["PROBES", "import_reference", "one_node_model", "run_onnxruntime", "run_tensorrt"]
 
 
 def one_node_model() -> bytes:
@@ -43,6 +44,47 @@ def run_onnxruntime(provider: str) -> None:
         raise RuntimeError(f"{provider} computed a wrong result")
 
 
+def run_tensorrt(backend: str) -> None:
+    """Build an engine of one `Identity` layer with TensorRT or TensorRT-RTX and run it.
+
+    Raises:
+        RuntimeError: if it does not build, or the answer is wrong.
+        BackendError: if the library or a GPU is missing.
+    """
+    import numpy as np
+
+    from feather_edge.runtime.backends._cuda import Driver
+    from feather_edge.runtime.backends._device_memory import DeviceMemory, DeviceTensor
+    from feather_edge.runtime.backends._tensorrt_library import TensorRTLibrary
+
+    library, memory = TensorRTLibrary(backend), DeviceMemory(Driver())
+    plan = _identity_plan(library.module, library.logger)
+    if plan is None:
+        raise RuntimeError(f"{backend} {library.version} builds no engine{library.last_error}")
+    engine = library.deserialise(plan, "the engine it built")
+    scratch = memory.acquire_for(engine.device_memory_size_v2)
+    context = library.create_context(engine, 0, memory.stream)
+    context.set_device_memory(scratch.address, scratch.num_bytes)
+    x = DeviceTensor.of_array(memory, np.array([2.5], np.float32))
+    y = DeviceTensor(memory, shape=x.shape, dtype=x.dtype)
+    context.set_input_shape("x", x.shape)
+    context.infer_shapes()
+    for name, tensor in (("x", x), ("y", y)):
+        context.set_tensor_address(name, tensor.device_address())
+    if not context.execute_async_v3(memory.stream) or y.values() != x.values():
+        raise RuntimeError(f"{backend} computed a wrong result{library.last_error}")
+
+
+def _identity_plan(trt: Any, logger: Any) -> Any:
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    x = network.add_input("x", trt.DataType.FLOAT, (1,))
+    y = network.add_identity(x).get_output(0)
+    y.name = "y"
+    network.mark_output(y)
+    return builder.build_serialized_network(network, builder.create_builder_config())
+
+
 def import_reference() -> None:
     """Import what parity checks compare with."""
     import torch
@@ -56,6 +98,8 @@ def import_reference() -> None:
 PROBES = {
     "onnxruntime-cpu": lambda: run_onnxruntime("CPUExecutionProvider"),
     "onnxruntime-cuda": lambda: run_onnxruntime("CUDAExecutionProvider"),
+    "tensorrt": lambda: run_tensorrt("tensorrt"),
+    "tensorrt-rtx": lambda: run_tensorrt("tensorrt-rtx"),
     "reference": import_reference,
 }
 

@@ -7,6 +7,7 @@
       onnx/vision_encoder.onnx, decoder_0.onnx ... and their weights, <graph>.onnx_data
       onnx/embed_tokens.safetensors
       tokenizer.json, tokenizer_config.json, chat_template.jinja ...
+      engines/<target>/            what build-engine adds on a device; no part of the manifest
 
 A bundle appears whole or not at all: it is written beside its destination and renamed.
 """

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 RECIPE = "scene-vlm"
 SCENES = Path(__file__).parent / "assets" / "scenes"
 NUM_SCENES = 3
-NUM_REPEATS = 5
+NUM_REPEATS = 11
 NUM_BINS = 28
 """Location tokens per axis in the shipped model's vocabulary."""
 

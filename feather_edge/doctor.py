@@ -5,6 +5,7 @@ Nothing is called working because it is installed: a backend works when it ran a
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import subprocess
@@ -72,8 +73,8 @@ def examine() -> Report:
             _onnxruntime(packages, device="cpu", extra="ort"),
             _onnxruntime(packages, device="cuda", extra="gpu"),
             _unsupported("openvino", device="cpu, gpu"),
-            _unsupported("tensorrt", device="cuda"),
-            _unsupported("tensorrt-rtx", device="cuda"),
+            _tensorrt("tensorrt", "tensorrt", extra="tensorrt"),
+            _tensorrt("tensorrt-rtx", "tensorrt_rtx", extra="rtx"),
             Examined(name="fake", device="none", state="works"),
             _reference(packages),
         ),
@@ -91,6 +92,19 @@ def _onnxruntime(packages: dict[str, str | None], *, device: str, extra: str) ->
     if failure is None:
         return Examined(name="onnxruntime", device=device, state="works")
     return Examined(name="onnxruntime", device=device, state="fails", remedy=failure)
+
+
+def _tensorrt(name: str, module: str, *, extra: str) -> Examined:
+    """Examine TensorRT or TensorRT-RTX: a trial builds an engine and runs it."""
+    if importlib.util.find_spec(module) is None:
+        remedy = f"pip install 'feather-edge[{extra}]'"
+        if name == "tensorrt":
+            remedy += "; on a Jetson JetPack has it: python3 -m venv --system-site-packages"
+        return Examined(name=name, device="cuda", state="missing", remedy=remedy)
+    failure = _probe(name)
+    if failure is None:
+        return Examined(name=name, device="cuda", state="works")
+    return Examined(name=name, device="cuda", state="fails", remedy=failure)
 
 
 def _unsupported(name: str, *, device: str) -> Examined:

@@ -7,6 +7,7 @@ The tree::
         UnsupportedModelError     ... or is read, but is of a kind that cannot be exported
       RecipeError                 a recipe, or an option that overrides one
       BundleError                 a bundle folder, its manifest or its graphs
+      BuildError                  an engine that cannot be built, or does not fit this device
       BackendError                a backend that is missing or fails while it runs
       RequestError                an image, a prompt or an option of one request
       ParityError                 two backends that should agree and do not
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 __all__ = [
     "BackendError",
+    "BuildError",
     "BundleError",
     "CheckpointError",
     "FeatherEdgeError",
@@ -47,6 +49,10 @@ class RecipeError(FeatherEdgeError):
 
 class BundleError(FeatherEdgeError):
     """A bundle is missing, incomplete, damaged, or of a version that cannot be read."""
+
+
+class BuildError(FeatherEdgeError):
+    """TensorRT refuses a graph or builds a wrong engine of it, or an engine is of elsewhere."""
 
 
 class BackendError(FeatherEdgeError):

@@ -10,6 +10,8 @@ import pytest
 if TYPE_CHECKING:
     from support.bundles import BundleFactory
 
+pytest_plugins = ("support.devices",)  # fixtures `gpu` and `trt`
+
 # The same examples on every run, and no clock: CI machines share their cores.
 hypothesis.settings.register_profile(
     "suite",

@@ -17,7 +17,10 @@ from feather_edge.errors import FeatherEdgeError
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = ("export", "inspect", "run", "demo", "build-plugin", "recipes", "doctor")
+COMMANDS = (
+    "export", "inspect", "build-engine", "build-plugin", "verify", "run", "demo", "recipes",
+    "doctor",
+)  # fmt: skip
 
 
 class _LazyGroup(click.Group):

@@ -9,6 +9,7 @@ import click
 
 from feather_edge.errors import RequestError
 from feather_edge.recipes import CriterionName, PreCriterionName, SelectionName
+from feather_edge.runtime.backend_names import BACKEND_NAMES, GRAPH_BACKENDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKENDS",
+    "Callback",
+    "all_of",
     "backend_option",
+    "backend_options",
     "emit_json",
     "json_option",
     "lay_over",
@@ -32,9 +36,10 @@ __all__ = [
     "require_stages",
     "sampling_options",
     "stages_option",
+    "target_option",
 ]
 
-BACKENDS = ("auto", "onnxruntime")
+BACKENDS = BACKEND_NAMES
 
 Callback = TypeVar("Callback", bound="Callable[..., Any]")
 
@@ -114,7 +119,7 @@ def parse_region(
     return tuple(regions)
 
 
-def _all_of(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Callback]:
+def all_of(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Callback]:
     """Join decorators into one; help shows the options in this order."""
 
     def add(callback: Callback) -> Callback:
@@ -127,7 +132,7 @@ def _all_of(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Ca
 
 def pruning_options(*, default: str) -> Callable[[Callback], Callback]:
     """Add the options that choose a pruning; `default` says where values left out come from."""
-    return _all_of(
+    return all_of(
         click.option(
             "--prune",
             type=click.Choice(get_args(CriterionName)),
@@ -187,7 +192,7 @@ def stages_option(*, default: str, help_text: str) -> Callable[[Callback], Callb
     )
 
 
-region_options = _all_of(
+region_options = all_of(
     click.option(
         "--protect",
         multiple=True,
@@ -205,7 +210,7 @@ region_options = _all_of(
     ),
 )
 
-sampling_options = _all_of(
+sampling_options = all_of(
     click.option(
         "--temperature",
         type=click.FloatRange(min=0),
@@ -227,7 +232,24 @@ sampling_options = _all_of(
 )
 
 backend_option = click.option(
-    "--backend", type=click.Choice(BACKENDS), default="auto", help="What runs the graphs."
+    "--backend", type=click.Choice(GRAPH_BACKENDS), default="auto", help="What runs the graphs."
+)
+
+target_option = click.option(
+    "--target",
+    metavar="NAME",
+    show_default="the only one there is",
+    help="Whose engines a TensorRT backend runs, as build-engine --target had it.",
+)
+
+backend_options = all_of(
+    click.option(
+        "--backend",
+        type=click.Choice(BACKENDS),
+        default="auto",
+        help="What runs the graphs, or their engines.",
+    ),
+    target_option,
 )
 
 json_option = click.option(

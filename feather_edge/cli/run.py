@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from feather_edge.cli._options import (
-    backend_option,
+    backend_options,
     emit_json,
     json_option,
     lay_over,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @region_options
 @stages_option(default="the bundle's", help_text="Fixed by the export; others are refused.")
 @sampling_options
-@backend_option
+@backend_options
 @json_option
 def command(
     *,
@@ -53,6 +53,7 @@ def command(
     prompt: str,
     max_new_tokens: int | None,
     backend: str,
+    target: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -64,7 +65,7 @@ def command(
     from feather_edge.runtime.session import Session
 
     pictures = [sys.stdin.buffer.read() if str(path) == "-" else path for path in images]
-    with Session.open(bundle, backend=backend) as session:
+    with Session.open(bundle, backend=backend, target=target) as session:
         request = _request(session, **options) | {"max_new_tokens": max_new_tokens}
         if as_json:
             emit_json(session.generate(pictures, prompt, **request).to_dict())

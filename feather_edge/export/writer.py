@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from feather_edge.engines.static_check import check_portable
 from feather_edge.export.builder import GraphBuilder, save
 from feather_edge.export.dialects import DIALECTS
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
     from feather_edge.export.weights import Weights
     from feather_edge.graphs import DType, GraphSpec
+
+
+OLDEST_OPSET = min(DIALECTS)
+"""The form for TensorRT 10.3, held against what its parser knows before anything is written."""
 
 
 class Progress(Protocol):
@@ -42,7 +47,10 @@ class GraphWriter:
             builder = GraphBuilder(
                 spec, self.weights, dtype=self.dtype, dialect=DIALECTS[form.opset]
             )
-            models[self.folder / form.file] = compose(builder)
+            model = compose(builder)
+            if form.opset == OLDEST_OPSET:
+                check_portable(model, name=spec.name)
+            models[self.folder / form.file] = model
         total = _weight_bytes(next(iter(models.values())))
         num_done = 0
 

@@ -9,6 +9,7 @@ from feather_edge.errors import RequestError
 
 if TYPE_CHECKING:
     from feather_edge.pruning.layout import Layout
+    from feather_edge.recipes import ExportRecipe
 
 Selection = Literal["fill", "union"]
 
@@ -44,6 +45,19 @@ class Pruning:
     seed: int = 0
     pre_criterion: str = "none"
     pre_keep_ratio: float = 0.5
+
+    @classmethod
+    def from_recipe(cls, recipe: ExportRecipe) -> Pruning:
+        """Return what a bundle's recipe asks of a request that asks for nothing else."""
+        return cls(
+            criterion=recipe.prune,
+            keep_ratio=recipe.keep_ratio,
+            stride=recipe.stride,
+            selection=recipe.selection,
+            seed=recipe.seed,
+            pre_criterion=recipe.pre_prune,
+            pre_keep_ratio=recipe.pre_keep_ratio,
+        )
 
     def __post_init__(self) -> None:
         if not self.keep_ratio:

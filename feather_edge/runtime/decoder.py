@@ -6,6 +6,7 @@ Letters as in ``feather_edge.graphs``. Batch is 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,12 +110,10 @@ class DecoderChain:
         """
         cos, sin = self._tables(np.array([self.next_position]))
         hidden = self._upload(embed[None, None])
-        row = np.zeros((1, 1), np.float32)
-        identity = self._identity_tables(1)
         for index in range(len(self._schedule.stages)):
             inputs = {
                 **self._segment_inputs(index, hidden, cos, sin, num_rows=1),
-                **self._prune_inputs(row, row, *identity, num_kept=1),
+                **self._one_row_passes,
             }
             outputs = self._run(index, inputs, num_rows=1)
             hidden = outputs["kept_hidden_states"]
@@ -122,6 +121,12 @@ class DecoderChain:
         inputs = self._segment_inputs(last, hidden, cos, sin, num_rows=1)
         self.next_position += 1
         return self._logits(self._run(last, inputs, num_rows=1))
+
+    @cached_property
+    def _one_row_passes(self) -> dict[str, Tensor]:
+        """The prune inputs of a decode step, the same for every step and segment."""
+        zero = np.zeros((1, 1), np.float32)
+        return self._prune_inputs(zero, zero, *self._identity_tables(1), num_kept=1)
 
     def _prefill_segment(
         self, index: int, rows: _Rows, pruning: Pruning | None, before_layer: int

@@ -15,7 +15,7 @@ import numpy as np
 
 from feather_edge.bundle import Bundle
 from feather_edge.checkpoint.reader import read_tensors
-from feather_edge.errors import BundleError, RequestError
+from feather_edge.errors import BackendError, BundleError, RequestError
 from feather_edge.graphs import EMBED_TOKENS_TENSOR
 from feather_edge.pruning import Layout, Pruning, VisualSpan, criterion
 from feather_edge.pruning.pre_criteria import pre_criterion
@@ -72,19 +72,31 @@ class Session:
         self._is_open = True
 
     @classmethod
-    def open(cls, bundle: str | Path | Bundle, *, backend: str | Backend = "auto") -> Session:
+    def open(
+        cls,
+        bundle: str | Path | Bundle,
+        *,
+        backend: str | Backend = "auto",
+        target: str | None = None,
+    ) -> Session:
         """Open a bundle.
 
         Args:
             bundle: a bundle folder, or one already opened.
             backend: a backend's name, or one of your own.
+            target: whose engines a TensorRT backend runs, as ``agx-orin-64gb``; None takes those
+                of the only target there is.
 
         Raises:
             BundleError: if the folder is no valid bundle.
             BackendError: if the backend is missing or cannot load a graph.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        return cls(opened, create_backend(backend) if isinstance(backend, str) else backend)
+        if isinstance(backend, str):
+            return cls(opened, create_backend(backend, opened, target=target))
+        if target is not None:
+            raise BackendError(f"target {target} goes with a backend's name, not with your own")
+        return cls(opened, backend)
 
     def __enter__(self) -> Self:
         return self
@@ -98,11 +110,11 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Let go of graphs and weights; a closed session cannot be used, but closed again."""
+        """Let go of graphs, weights and device; a closed session can only be closed again."""
         if self._is_open:
             self._is_open = False
             self._decoders = []
-            del self._vision, self._embeddings
+            del self._vision, self._embeddings, self._backend
 
     def generate(
         self,
@@ -264,16 +276,7 @@ class Session:
 
 def default_pruning(bundle: Bundle) -> Pruning:
     """Return what the bundle's recipe asks of a request that asks for nothing else."""
-    recipe = bundle.manifest.recipe
-    return Pruning(
-        criterion=recipe.prune,
-        keep_ratio=recipe.keep_ratio,
-        stride=recipe.stride,
-        selection=recipe.selection,
-        seed=recipe.seed,
-        pre_criterion=recipe.pre_prune,
-        pre_keep_ratio=recipe.pre_keep_ratio,
-    )
+    return Pruning.from_recipe(bundle.manifest.recipe)
 
 
 def _load_images(images: ImageSource | Sequence[ImageSource]) -> list[Image.Image]:

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import feather_edge
 from feather_edge import errors
 from feather_edge.cli import COMMANDS, main
-from feather_edge.recipes import ExportRecipe
+from feather_edge.recipes import EngineRecipe, ExportRecipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,6 +87,12 @@ def test_a_command_is_small_and_has_no_logic(name: str) -> None:
     assert (callback.end_lineno or 0) - callback.body[1].lineno < 25
 
 
+def test_every_key_of_a_target_is_an_option_of_build_engine() -> None:
+    """All but its name for people, and precision, which only an export can change."""
+    options = {parameter.name for parameter in loaded("build-engine").params}
+    assert set(EngineRecipe.__struct_fields__) - {"description", "precision"} <= options
+
+
 def test_every_recipe_key_is_an_option_of_export() -> None:
     options = {parameter.name for parameter in loaded("export").params}
     assert set(ExportRecipe.__struct_fields__) <= options
@@ -109,7 +115,7 @@ def test_docs_are_what_the_commands_say() -> None:
 
 
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    def names() -> tuple[str, ...]:
+    def names(_: str) -> tuple[str, ...]:
         raise error
 
     monkeypatch.setattr("feather_edge.cli.recipes.recipe_names", names)

@@ -73,9 +73,11 @@ def test_a_documented_command_parses(
             (tmp_path / argument).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / argument).touch()
     if not arguments[0].startswith("-"):
-        command = main.get_command(click.Context(main), arguments[0])
+        # As main makes it: click keeps the help option of a command that it has once parsed.
+        group = click.Context(main, **main.context_settings)
+        command = main.get_command(group, arguments[0])
         assert command is not None, f"no command {arguments[0]}"
-        command.make_context(arguments[0], arguments[1:])
+        command.make_context(arguments[0], arguments[1:], parent=group)
 
 
 def test_cheap_commands_are_documented() -> None:

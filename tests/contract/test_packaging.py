@@ -124,7 +124,7 @@ def requirements(info: Message, extra: str | None) -> set[str]:
 
 def test_extras_are_the_promised_ones(info: Message) -> None:
     assert set(info.get_all("Provides-Extra", [])) == {
-        "ort", "gpu", "tensorrt", "openvino", "torch", "hub", "viz", "dev",
+        "ort", "gpu", "tensorrt", "openvino", "torch", "hub", "rtx", "viz", "dev",
     }  # fmt: skip
 
 

@@ -51,7 +51,8 @@ def names_used(source: str) -> set[str]:
         for each in node.names
     }
     chains = {_chain(node, aliases) for node in ast.walk(tree)}
-    found = imported | {chain for chain in chains if chain}
+    # The listings leave out what every module has, such as __version__.
+    found = imported | {chain for chain in chains if chain and not chain.startswith("__")}
     # trt.X.Y holds trt.X: only the longest chain says what is used.
     return {name for name in found if not any(each.startswith(f"{name}.") for each in found)}
 

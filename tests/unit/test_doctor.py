@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -71,13 +71,51 @@ def test_a_broken_reference_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend("reference", "cpu").remedy == "ImportError: libgomp.so.1"
 
 
-@pytest.mark.parametrize("name", ["openvino", "tensorrt", "tensorrt-rtx"])
 def test_an_installed_library_without_an_adapter_does_not_work(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    installed(monkeypatch, **{name.replace("-", "_"): "10.3"})
-    (found,) = [each for each in doctor.examine().backends if each.name == name]
+    installed(monkeypatch, openvino="2025.3")
+    (found,) = [each for each in doctor.examine().backends if each.name == "openvino"]
     assert found.state == "not supported by this version"
+
+
+def test_tensorrt_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    found = backend("tensorrt", "cuda")
+    assert found.state == "missing"
+    assert found.remedy == (
+        "pip install 'feather-edge[tensorrt]'; on a Jetson JetPack has it: python3 -m venv "
+        "--system-site-packages"
+    )
+    assert backend("tensorrt-rtx", "cuda").remedy == "pip install 'feather-edge[rtx]'"
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_tensorrt_works_when_it_ran_an_engine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    probed(monkeypatch)
+    assert backend(name, "cuda") == Examined(name=name, device="cuda", state="works")
+    probed(monkeypatch, **{name.replace("-", "_"): "BackendError: no driver"})
+    assert backend(name, "cuda").state == "fails"
+    assert backend(name, "cuda").remedy == "BackendError: no driver"
+
+
+@pytest.mark.usefixtures("trt")
+def test_the_trial_of_tensorrt_runs_an_engine() -> None:
+    _probes.run_tensorrt("tensorrt")
+
+
+def test_a_trial_of_tensorrt_that_fails(trt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from support.fake_tensorrt import _ExecutionContext
+    from support.fake_tensorrt_builder import Builder
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Builder, "build_serialized_network", lambda *_: None)
+        with pytest.raises(RuntimeError, match=r"tensorrt 10\.3\.0 builds no engine"):
+            _probes.run_tensorrt("tensorrt")
+    monkeypatch.setattr(_ExecutionContext, "execute_async_v3", lambda *_: False)
+    with pytest.raises(RuntimeError, match="tensorrt computed a wrong result"):
+        _probes.run_tensorrt("tensorrt")
 
 
 def test_two_builds_at_once_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,10 @@ from feather_edge.recipes import (
     ExportRecipe,
     default_recipe_name,
     describe_recipe,
+    load_engine_recipe,
     load_recipe,
     override,
+    override_engine,
     recipe_folder,
     recipe_names,
 )
@@ -207,3 +209,66 @@ def test_feather_with_one_ratio_has_two_stages_at_most() -> None:
     with pytest.raises(RecipeError, match="one value for 3 stages; feather with one"):
         ExportRecipe(stages=(1, 2, 3))
     assert ExportRecipe(stages=(1, 2, 3), prune="fastv").stages == (1, 2, 3)
+
+
+TARGETS = (
+    "agx-orin-32gb", "agx-orin-64gb", "agx-thor", "desktop", "dgx-spark", "orin-nano-8gb",
+    "orin-nx-16gb", "rtx",
+)  # fmt: skip
+
+
+def test_shipped_targets() -> None:
+    assert recipe_names("engines") == TARGETS
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_shipped_target_is_valid_and_within_what_tensorrt_can_keep(name: str) -> None:
+    recipe = load_engine_recipe(name)
+    assert recipe.description
+    assert recipe.max_prompt_tokens + recipe.max_visual_tokens <= 3840
+    assert (recipe.shared_memory_mib is None) == (name in {"desktop", "rtx"})
+
+
+@pytest.mark.parametrize(
+    ("name", "capabilities"),
+    [
+        ("orin-nano-8gb", ("8.7",)), ("agx-orin-64gb", ("8.7",)), ("agx-thor", ("11.0",)),
+        ("dgx-spark", ("12.1",)), ("rtx", ("7.5", "8.0", "8.6", "8.9", "12.0")), ("desktop", ()),
+    ],
+)  # fmt: skip
+def test_gpus_of_a_target(name: str, capabilities: tuple[str, ...]) -> None:
+    assert load_engine_recipe(name).compute_capabilities == capabilities
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('backend = "cuda"', "backend is 'cuda'; choose tensorrt, tensorrt-rtx"),
+        ("max_prompt_token = 3", "did you mean 'max_prompt_tokens'?"),
+        ("max_batch_size = 0", "max_batch_size is 0; it must be 1 or more"),
+        ("max_cache_capacity = 1536", "leaves no room for an answer"),
+        ("opt_prompt_tokens = 600", "it must not be more than max_prompt_tokens, 512"),
+        ('compute_capabilities = ["87"]', "holds '87', which is not of the form such as 8.7"),
+        ('pool_limit = ["workspace:2T"]', "not of the form such as workspace:2G"),
+        ('pool_limit = ["dla:2G"]', "not of the form such as workspace:2G"),
+        ('tensorrt_version = "ten"', "not of the form such as 10.3"),
+        ("builder_optimization_level = 6", "it must be 0 to 5"),
+        ("max_keep_ratio = [0.5, 0.6]", "max_keep_ratio [0.5, 0.6] grows"),
+        ('profiles = "three"', "profiles is 'three'; choose two, one"),
+    ],
+)
+def test_a_target_that_is_not_valid(tmp_path: Path, text: str, message: str) -> None:
+    refused(message, lambda: load_engine_recipe(written(tmp_path, text)))
+
+
+def test_a_flag_beats_the_target() -> None:
+    recipe = override_engine(load_engine_recipe("rtx"), opset="18", max_batch_size=None)
+    assert (recipe.opset, recipe.max_batch_size) == ("18", 1)
+    refused("opset is '19'; choose auto, 18, 23", lambda: override_engine(recipe, opset="19"))
+
+
+def test_a_target_is_shown_as_toml(tmp_path: Path) -> None:
+    recipe = load_engine_recipe("orin-nano-8gb")
+    text = describe_recipe(recipe)
+    assert "# timing_cache: in the user's cache folder" in text
+    assert load_engine_recipe(written(tmp_path, text)) == recipe

@@ -110,16 +110,16 @@ def attention_score(g: GraphBuilder, query: ir.Value, key: ir.Value, text: TextC
             _last_row(g, sin, axis=1, name="last_sin"),
             name="rotary_query",
         )  # [B, H, 1, Dh]
-        grouped = g.op(
-            "Reshape",
-            last_query,
-            g.ints(0, text.num_key_value_heads, groups, text.head_dim),
-            name="query_groups",
-        )  # [B, Hkv, H/Hkv, Dh]
+        shape = g.ints(0, text.num_key_value_heads, groups, 1, text.head_dim)
+        grouped = g.op("Reshape", last_query, shape, name="query_groups")  # [B, Hkv, G, 1, Dh]
         rotated = g.dialect.rotary(g, key, cos, sin, name="rotary_key")
-        keys = g.op("Transpose", rotated, name="keys", perm=[0, 1, 3, 2])  # [B, Hkv, Dh, S]
+        keys = g.op("Unsqueeze", rotated, g.ints(2), name="keys")  # [B, Hkv, 1, S, Dh]
+        # Products and a sum, no MatMul: TensorRT may run a float32 MatMul in TF32, which is too
+        # coarse for a ranking, and has none for Turing. For one query row it costs the same.
+        products = g.op("Mul", grouped, keys, name="products")  # [B, Hkv, G, S, Dh]
+        dot = g.op("ReduceSum", products, g.ints(-1), name="dot", keepdims=0)
         scale = g.constant("score_scale", np.array(text.head_dim**-0.5, np.float32))
-        logits = g.op("Mul", g.op("MatMul", grouped, keys, name="dot"), scale, name="logits")
+        logits = g.op("Mul", dot, scale, name="logits")
         mask = g.op("Unsqueeze", g.inputs["score_mask"], g.ints(1, 2), name="mask")
         masked = g.op("Add", logits, mask, name="masked_logits")
         weights = g.op("Softmax", masked, name="softmax", axis=-1)

@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from feather_edge.errors import BackendError
+from feather_edge.runtime.backend_names import BACKEND_NAMES, ENGINE_BACKENDS
 from feather_edge.runtime.backends.base import Backend, Graph
 from feather_edge.runtime.backends.fake import FakeBackend
 
-BACKEND_NAMES = ("auto", "onnxruntime")
+if TYPE_CHECKING:
+    from feather_edge.bundle import Bundle
 
-__all__ = ["BACKEND_NAMES", "Backend", "FakeBackend", "Graph", "create_backend"]
+__all__ = [
+    "BACKEND_NAMES",
+    "ENGINE_BACKENDS",
+    "Backend",
+    "FakeBackend",
+    "Graph",
+    "create_backend",
+]
 
 
-def create_backend(name: str) -> Backend:
-    """Return the backend called ``name``; ``auto`` is the fastest that is installed.
+def create_backend(
+    name: str, bundle: Bundle | None = None, *, target: str | None = None
+) -> Backend:
+    """Return the backend called ``name``.
+
+    Args:
+        name: one of ``BACKEND_NAMES``; ``auto`` runs the ONNX graphs themselves.
+        bundle: whose engines, for a backend that runs engines.
+        target: which of its engines; None takes the only ones there are.
 
     Raises:
-        BackendError: if the name is unknown or the backend's package is not installed.
+        BackendError: if the name is unknown, the backend's package is not installed, or the
+            bundle has no engines for it.
     """
     if name not in BACKEND_NAMES:
-        raise BackendError(f"backend {name!r} is unknown; choose {' or '.join(BACKEND_NAMES)}")
+        raise BackendError(f"backend {name!r} is unknown; choose {', '.join(BACKEND_NAMES)}")
+    if name in ENGINE_BACKENDS:
+        if bundle is None:
+            raise BackendError(f"backend {name} runs the engines of a bundle; give the bundle")
+        from feather_edge.runtime.backends.tensorrt import TensorRTBackend
+
+        return TensorRTBackend(bundle, target=target, name=name)
+    if target is not None:
+        raise BackendError(
+            f"target {target} names engines, but backend {name} runs ONNX graphs; choose "
+            f"{' or '.join(ENGINE_BACKENDS)}, or leave the target out"
+        )
     from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend()

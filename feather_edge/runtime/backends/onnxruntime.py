@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from feather_edge.errors import BackendError
 from feather_edge.runtime.backends.base import Backend, Graph, Tensor
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from feather_edge.graphs import GraphSpec
@@ -53,23 +54,41 @@ class OnnxRuntimeBackend(Backend):
                 f"device {device!r} is not available in onnxruntime {onnxruntime.__version__}; "
                 f"available: {', '.join(available)}; CUDA needs: pip install 'feather-edge[gpu]'"
             )
-        self._options = onnxruntime.SessionOptions()
-        self._options.log_severity_level = 3
-        self._options.intra_op_num_threads = num_threads or 0
-        # Each graph has a pool of its own; waiting threads that spin would starve the next graph.
-        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._num_threads = num_threads or 0
+        self._options = self._new_options()
 
     def open(self, file: Path, spec: GraphSpec) -> Graph:
         """See ``Backend.open``."""
+        return self._open(os.fspath(file), spec, self._options, label=str(file))
+
+    def open_model(self, model: bytes, spec: GraphSpec, *, weights: Path) -> Graph:
+        """Open a graph that lies in memory, its weights in files of the folder ``weights``.
+
+        Raises:
+            BackendError: if it cannot be loaded.
+        """
+        options = self._new_options()
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", os.fspath(weights)
+        )
+        return self._open(model, spec, options, label=spec.name)
+
+    def _open(self, model: str | bytes, spec: GraphSpec, options: Any, *, label: str) -> Graph:
         cpu = ["CPUExecutionProvider"]
         providers = ["CUDAExecutionProvider", *cpu] if self.device == "cuda" else cpu
         try:
-            session = self._ort.InferenceSession(
-                os.fspath(file), sess_options=self._options, providers=providers
-            )
+            session = self._ort.InferenceSession(model, sess_options=options, providers=providers)
         except Exception as error:
-            raise BackendError(f"onnxruntime cannot load {file}: {_first_line(error)}") from error
+            raise BackendError(f"onnxruntime cannot load {label}: {_first_line(error)}") from error
         return _OnnxRuntimeGraph(session, spec, self.device)
+
+    def _new_options(self) -> Any:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self._num_threads
+        # Each graph has a pool of its own; waiting threads that spin would starve the next graph.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return options
 
     def upload(self, array: NDArray[np.generic]) -> Tensor:
         """See ``Backend.upload``."""
@@ -77,8 +96,8 @@ class OnnxRuntimeBackend(Backend):
 
     def download(self, tensor: Tensor) -> NDArray[Any]:
         """See ``Backend.download``."""
-        array: NDArray[Any] = tensor.numpy()
-        return array
+        # A copy: what ``numpy`` returns may end with the handle.
+        return np.array(tensor.numpy())
 
 
 class _OnnxRuntimeGraph(Graph):

@@ -159,7 +159,7 @@ class FakeSession:
         self.bundle = SimpleNamespace(path=Path("b"), schedule=SimpleNamespace(stages=(4, 6)))
         self.pruning = Pruning(keep_ratio=(0.5, 0.25), stride=2, seed=4)
         self.asked: dict[str, Any] = {}
-        self.opened: tuple[Path, str] | None = None
+        self.opened: tuple[Path, str, str | None] | None = None
         self.closed = False
 
     def __enter__(self) -> FakeSession:
@@ -168,8 +168,8 @@ class FakeSession:
     def __exit__(self, *_: object) -> None:
         self.closed = True
 
-    def open(self, bundle: Path, *, backend: str) -> FakeSession:
-        self.opened = (bundle, backend)
+    def open(self, bundle: Path, *, backend: str, target: str | None) -> FakeSession:
+        self.opened = (bundle, backend, target)
         return self
 
     def stream(self, images: list[Any], prompt: str, **options: Any) -> Any:
@@ -193,7 +193,7 @@ ASK = ("run", "b", "--image", "a.png", "--prompt", "what is it?")
 
 def test_run_streams_the_answer(runner: CliRunner, session: FakeSession) -> None:
     assert succeed(runner, *ASK) == "red cup\n"
-    assert session.opened == (Path("b"), "auto")
+    assert session.opened == (Path("b"), "auto", None)
     assert session.closed
     assert session.asked == {
         "images": [Path("a.png")],
@@ -208,10 +208,10 @@ def test_run_streams_the_answer(runner: CliRunner, session: FakeSession) -> None
 def test_run_lays_options_over_the_bundle_s(runner: CliRunner, session: FakeSession) -> None:
     line = (
         "--prune fastv-full --keep-ratio 0.4 --selection union --seed 0 --temperature 0.5 "
-        "--top-p 0.9 --max-new-tokens 7 --backend onnxruntime --stages 4,6"
+        "--top-p 0.9 --max-new-tokens 7 --backend tensorrt --target orin --stages 4,6"
     )
     succeed(runner, *ASK, *line.split())
-    assert session.opened == (Path("b"), "onnxruntime")
+    assert session.opened == (Path("b"), "tensorrt", "orin")
     assert session.asked["pruning"] == Pruning(
         criterion="fastv-full", keep_ratio=(0.4,), stride=2, selection="union", seed=0
     )

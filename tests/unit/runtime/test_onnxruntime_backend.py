@@ -33,6 +33,10 @@ def test_unknown_backend_lists_the_known() -> None:
 def test_backends_by_name() -> None:
     assert "auto" in BACKEND_NAMES
     assert isinstance(create_backend("onnxruntime"), OnnxRuntimeBackend)
+    with pytest.raises(BackendError, match="backend tensorrt runs the engines of a bundle"):
+        create_backend("tensorrt")
+    with pytest.raises(BackendError, match="target orin names engines, but backend auto runs"):
+        create_backend("auto", target="orin")
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda"])

@@ -1,0 +1,62 @@
+"""Builds one engine in a process of its own: ``python -m feather_edge.engines._worker JOB.json``.
+
+Standard output carries one JSON line per step of progress; everything that TensorRT prints, from
+wherever, goes to standard error, which the parent keeps as the log. ``--describe BACKEND`` prints
+the ``Environment`` instead.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+import msgspec
+
+from feather_edge.engines import _device, _tensorrt
+from feather_edge.engines.function_strip import without_functions
+from feather_edge.engines.jobs import EngineJob, EngineResult, Environment
+from feather_edge.errors import BuildError
+
+__all__ = ["main"]
+
+
+def _describe(backend: str) -> Environment:
+    return Environment(
+        tensorrt_version=_tensorrt.version(backend),  # type: ignore[arg-type]
+        device=_device.current_device(),
+    )
+
+
+def _build(job: EngineJob, events: int) -> EngineResult:
+    def on_phase(phase: str, num_done: int, num_steps: int) -> None:
+        os.write(events, msgspec.json.encode([phase, num_done, num_steps]) + b"\n")
+
+    with without_functions(job) as ready:
+        build_s = _tensorrt.build_engine(ready, on_phase=on_phase)
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return EngineResult(build_s=round(build_s, 3), peak_rss_mib=round(peak_kib / 1024, 1))
+
+
+def main(arguments: list[str]) -> int:
+    """Run one job; returns the exit status."""
+    # Native code writes to descriptor 1 as well; only progress may arrive there.
+    events = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        if arguments[0] == "--describe":
+            os.write(events, msgspec.json.encode(_describe(arguments[1])))
+            return 0
+        job = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=EngineJob)
+        result = _build(job, events)
+    except BuildError as error:
+        level = "" if arguments[0] == "--describe" else "[E] "
+        print(f"{level}{error}", file=sys.stderr)  # noqa: T201 - the parent reads it
+        return 1
+    Path(job.result).write_bytes(msgspec.json.encode(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,125 @@
+"""What a comparison of two backends found, and when it is too much."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from feather_edge.errors import ParityError
+from feather_edge.evaluate.parity import Difference
+from feather_edge.evaluate.recording import Phase  # noqa: TC001 - a field's type, read by msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["AnswerReport", "KeptReport", "TensorReport", "VerifyReport", "worst_samples"]
+
+
+class TensorReport(Difference, frozen=True, kw_only=True):
+    """One output of one graph, at its worst over all samples."""
+
+    graph: str
+    phase: Phase
+    tensor: str
+    sample: str
+
+
+class KeptReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The rows that one graph kept of a prompt.
+
+    ``is_top_k`` says whether they are the best by the graph's own scores, however these differ.
+    """
+
+    graph: str
+    sample: str
+    overlap: float
+    is_top_k: bool
+
+
+class AnswerReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer from picture to text; ``overlaps`` are of the kept indices, stage by stage.
+
+    ``failure`` says why there is none.
+    """
+
+    sample: str
+    reference: str = ""
+    answer: str = ""
+    num_tokens: int = 0
+    num_equal_tokens: int = 0
+    overlaps: tuple[float, ...] = ()
+    failure: str | None = None
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        equal = f"{self.num_equal_tokens} of {self.num_tokens} tokens equal"
+        texts = f"{equal}; {self.answer!r}, reference {self.reference!r}"
+        return f"{self.sample}: {self.failure or texts}"
+
+
+class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything ``feather-edge verify`` prints; ``first_bad`` is in the order of computation."""
+
+    bundle: str
+    tested: str
+    reference: str
+    lowest_cosine: float
+    lowest_overlap: float
+    tensors: tuple[TensorReport, ...]
+    kept: tuple[KeptReport, ...]
+    answers: tuple[AnswerReport, ...]
+    first_bad: TensorReport | None
+
+    @property
+    def worst_of_each_graph(self) -> list[TensorReport]:
+        """Of each graph and phase the output that differs most."""
+        worst = {(t.graph, t.phase): t for t in sorted(self.tensors, key=lambda t: t.severity)}
+        return [worst[key] for key in dict.fromkeys((t.graph, t.phase) for t in self.tensors)]
+
+    def check(self) -> None:
+        """Refuse what differs too much.
+
+        Raises:
+            ParityError: naming what differs first.
+        """
+        bad = self.first_bad
+        pair = f"{self.tested} differs from {self.reference}"
+        if bad is not None and (bad.num_not_finite or bad.reference_num_not_finite):
+            raise ParityError(
+                f"{pair}: {bad.tensor} of {bad.graph} ({bad.phase}, {bad.sample}) is the first "
+                f"with values that are not finite: {bad.num_not_finite}, in the reference "
+                f"{bad.reference_num_not_finite}; with fp16 this is an overflow, export with "
+                f"--precision fp32"
+            )
+        if bad is not None:
+            raise ParityError(
+                f"{pair}: {bad.tensor} of {bad.graph} ({bad.phase}, {bad.sample}) is the first "
+                f"with a cosine below {self.lowest_cosine:g}: {bad.cosine:.6f}, largest "
+                f"difference {bad.max_abs:.3g}; find the layer with --layers"
+            )
+        for each in self.kept:
+            if not each.is_top_k:
+                raise ParityError(
+                    f"{pair}: {each.graph} ({each.sample}) does not keep the best rows by its own "
+                    f"scores; its selection is wrong, build it without a plugin and compare"
+                )
+            if each.overlap < self.lowest_overlap:
+                raise ParityError(
+                    f"{pair}: {each.graph} ({each.sample}) keeps {each.overlap:.1%} of the "
+                    f"reference's rows, less than {self.lowest_overlap:.1%}"
+                )
+        for answer in self.answers:
+            if answer.failure is not None:
+                raise ParityError(f"{pair}: no answer to {answer.sample}: {answer.failure}")
+
+
+def worst_samples(tensors: Sequence[TensorReport]) -> tuple[TensorReport, ...]:
+    """Return each tensor's worst sample, in the order of computation."""
+    worst: dict[tuple[str, str, str], TensorReport] = {}
+    for each in tensors:
+        key = (each.graph, each.phase, each.tensor)
+        if key not in worst or each.severity > worst[key].severity:
+            worst[key] = each
+    return tuple(worst.values())

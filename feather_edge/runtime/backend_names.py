@@ -1,0 +1,11 @@
+"""What backends are called, without loading any."""
+
+from __future__ import annotations
+
+GRAPH_BACKENDS = ("auto", "onnxruntime")
+"""They run the ONNX graphs of a bundle; ``auto`` is the fastest of them that is installed."""
+
+ENGINE_BACKENDS = ("tensorrt", "tensorrt-rtx")
+"""They run the engines that ``build-engine`` made of the graphs for a target."""
+
+BACKEND_NAMES = (*GRAPH_BACKENDS, *ENGINE_BACKENDS)
