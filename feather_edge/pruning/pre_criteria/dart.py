@@ -37,8 +37,8 @@ def dart(tokens: ImageTokens, num_kept: int) -> NDArray[np.float32]:
     cosines = directions @ unit.T  # [pivots, n]
     order = pivots.tolist()
     cosines[:, pivots] = np.inf
-    shares = np.diff(np.linspace(len(order), num_kept, len(directions) + 1).astype(int))
-    for row, share in zip(cosines, shares, strict=True):
+    bounds = np.arange(len(directions) + 1) * (num_kept - len(order)) // len(directions)
+    for row, share in zip(cosines, np.diff(bounds), strict=True):
         chosen = top_k(-row, int(share))
         order += chosen.tolist()
         cosines[:, chosen] = np.inf

@@ -61,9 +61,7 @@ def reference_dart(features: np.ndarray, text: np.ndarray, count: int) -> list[i
 
     chosen = strongest(features, min(4, count))
     pivots = [features[i] for i in chosen] + [text[i] for i in strongest(text, 4)]
-    bounds = [
-        int(len(chosen) + (count - len(chosen)) * i / len(pivots)) for i in range(len(pivots) + 1)
-    ]
+    bounds = [(count - len(chosen)) * i // len(pivots) for i in range(len(pivots) + 1)]
     for pivot, start, end in zip(pivots, bounds, bounds[1:], strict=False):
         for _ in range(end - start):
             left = [i for i in range(len(features)) if i not in chosen]
