@@ -173,9 +173,7 @@ class Session:
         with watch.stage("preprocess"):
             pictures = _load_images(images)
             pixels = preprocess(pictures, self.bundle.manifest.image.preprocess)
-            prompt_ids, layout = self._encode_prompt(prompt, num_images=len(pictures))
-            sizes = [picture.size for picture in pictures]
-            layout = mark_regions(layout, regions, sizes, self.bundle.manifest.image)
+            prompt_ids, layout = self._encode_prompt(prompt, pictures, regions)
             limit = self._max_new_tokens(max_new_tokens, layout)
         # 2. Visual tokens [V, D].
         with watch.stage("vision"):
@@ -203,18 +201,22 @@ class Session:
         self.last_result = self._result(watch, layout, run, answer)
 
     def _encode_prompt(
-        self, prompt: str | Sequence[Message], *, num_images: int
+        self,
+        prompt: str | Sequence[Message],
+        pictures: Sequence[Image.Image],
+        regions: Sequence[Region],
     ) -> tuple[NDArray[np.int64], Layout]:
         image = self.bundle.manifest.image
-        num_tokens = [image.grid_height * image.grid_width] * num_images
+        num_tokens = [image.grid_height * image.grid_width] * len(pictures)
         encoded = self._prompt.encode(prompt, num_visual_tokens=num_tokens)
         spans = [
             VisualSpan(start=start, height=image.grid_height, width=image.grid_width)
             for start, _ in encoded.spans
         ]
         frequencies = rotary_frequencies(self.bundle.manifest.rotary)
-        num_rows = len(encoded.prompt_ids)
-        return encoded.prompt_ids, Layout.full(num_rows, spans, frequencies=frequencies)
+        layout = Layout.full(len(encoded.prompt_ids), spans, frequencies=frequencies)
+        sizes = [picture.size for picture in pictures]
+        return encoded.prompt_ids, mark_regions(layout, regions, sizes, image)
 
     def _max_new_tokens(self, requested: int | None, layout: Layout) -> int:
         manifest = self.bundle.manifest
