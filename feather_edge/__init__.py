@@ -17,19 +17,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from feather_edge import errors
     from feather_edge.bundle import Bundle
-    from feather_edge.pruning import Pruning
+    from feather_edge.pruning import Pruning, Region
     from feather_edge.runtime.backends.fake import FakeBackend
     from feather_edge.runtime.sampling import Sampling
     from feather_edge.runtime.session import Session
 
 __version__ = "0.1.0"
 
-__all__ = ["Bundle", "FakeBackend", "Pruning", "Sampling", "Session", "__version__", "errors"]
+__all__ = [
+    "Bundle",
+    "FakeBackend",
+    "Pruning",
+    "Region",
+    "Sampling",
+    "Session",
+    "__version__",
+    "errors",
+]
 
 _HOMES = {
     "Bundle": "feather_edge.bundle",
     "FakeBackend": "feather_edge.runtime.backends.fake",
     "Pruning": "feather_edge.pruning",
+    "Region": "feather_edge.pruning",
     "Sampling": "feather_edge.runtime.sampling",
     "Session": "feather_edge.runtime.session",
 }

@@ -14,6 +14,7 @@ from feather_edge.pruning import Layout, VisualSpan
 from feather_edge.pruning.flops import paper_layer_cost, schedule_cost
 from feather_edge.pruning.forecast import forecast
 from feather_edge.recipes import ExportRecipe
+from feather_edge.runtime.rotary import rotary_frequencies
 from feather_edge.runtime.session import default_pruning
 
 if TYPE_CHECKING:
@@ -141,7 +142,8 @@ def _prefill_report(bundle: Bundle, num_text: int) -> PrefillReport:
     image, shape = bundle.manifest.image, bundle.manifest.decoder
     span = VisualSpan(start=0, height=image.grid_height, width=image.grid_width)
     total = span.num_tokens
-    layout = Layout.full(total + num_text, [span])
+    frequencies = rotary_frequencies(bundle.manifest.rotary)
+    layout = Layout.full(total + num_text, [span], frequencies=frequencies)
     visual = forecast(default_pruning(bundle), bundle.schedule, layout)
     paper_cost = partial(
         paper_layer_cost, hidden_size=shape.hidden_size, ffn_size=shape.intermediate_size

@@ -29,6 +29,7 @@ __all__ = [
     "EngineRecipe",
     "ExportRecipe",
     "OpsetName",
+    "PreCriterionName",
     "Precision",
     "SelectionName",
     "Stage",
@@ -42,7 +43,10 @@ __all__ = [
     "recipe_names",
 ]
 
-CriterionName = Literal["feather", "fastv", "fastv-full", "uniform", "random", "none"]
+CriterionName = Literal[
+    "feather", "fastv", "fastv-full", "pyramiddrop", "ivc", "uniform", "random", "none"
+]
+PreCriterionName = Literal["uniform", "random", "divprune", "dart", "cdpruner", "none"]
 SelectionName = Literal["fill", "union"]
 Precision = Literal["fp32", "fp16"]
 OpsetName = Literal["18", "23", "both"]
@@ -59,8 +63,9 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes:
         stages: visual tokens are pruned before these decoder layers, ascending, counted from 0.
-            Empty is an unsplit decoder. None stands for a quarter and a half of the depth, or
-            for an unsplit decoder where `prune` is ``none``.
+            Empty is an unsplit decoder. None stands for a quarter and a half of the depth, with
+            three keep ratios three quarters too, or for an unsplit decoder where `prune` is
+            ``none``.
         prune: criterion of a request that names none.
         keep_ratio: one value is the method's own parameter, from which it derives every stage;
             several are the share of the original visual tokens left after each stage.
@@ -69,6 +74,8 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         precision: of weights and activations.
         opset: of the graphs; both forms share one file of weights.
         seed: of the criterion ``random``.
+        pre_prune: criterion before the decoder, on vision features, of a request that names none.
+        pre_keep_ratio: share of the visual tokens that it lets into the decoder.
     """
 
     stages: tuple[int, ...] | None = None
@@ -79,9 +86,12 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     precision: Precision = "fp32"
     opset: OpsetName = "both"
     seed: int = 0
+    pre_prune: PreCriterionName = "none"
+    pre_keep_ratio: float = 0.5
 
     def __post_init__(self) -> None:
         _check_choice("prune", self.prune, get_args(CriterionName))
+        _check_choice("pre_prune", self.pre_prune, get_args(PreCriterionName))
         _check_choice("selection", self.selection, get_args(SelectionName))
         _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("opset", self.opset, get_args(OpsetName))
@@ -92,6 +102,7 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f"keep_ratio has one value for {len(self.stages or ())} stages; feather with one "
                 "value has two stages in the paper, so give one for each stage"
             )
+        _check_keep_ratio("pre_keep_ratio", (self.pre_keep_ratio,), None)
         for name in ("stride", "seed"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name} is {getattr(self, name)}; it must be 0 or more")
@@ -211,6 +222,8 @@ def override(
     precision: Precision | None = None,
     opset: OpsetName | None = None,
     seed: int | None = None,
+    pre_prune: PreCriterionName | None = None,
+    pre_keep_ratio: float | None = None,
 ) -> ExportRecipe:
     """Return `recipe` with the given options in place of its own; None keeps what it says.
 
@@ -226,6 +239,8 @@ def override(
         "precision": precision,
         "opset": opset,
         "seed": seed,
+        "pre_prune": pre_prune,
+        "pre_keep_ratio": pre_keep_ratio,
     }
     given = {name: value for name, value in options.items() if value is not None}
     return msgspec.structs.replace(recipe, **given)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+import dataclasses
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import click
 
 from feather_edge.errors import RequestError
-from feather_edge.recipes import CriterionName, SelectionName
+from feather_edge.recipes import CriterionName, PreCriterionName, SelectionName
 from feather_edge.runtime.backend_names import BACKEND_NAMES, GRAPH_BACKENDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from feather_edge.bundle import Bundle
+    from feather_edge.pruning import Pruning
+    from feather_edge.pruning.regions import Region, RegionRule
 
 __all__ = [
     "BACKENDS",
@@ -24,11 +27,14 @@ __all__ = [
     "box_format_option",
     "emit_json",
     "json_option",
+    "lay_over",
     "only_given",
     "parse_names",
     "parse_ratios",
+    "parse_region",
     "parse_stages",
     "pruning_options",
+    "region_options",
     "require_stages",
     "sampling_options",
     "stages_option",
@@ -104,6 +110,37 @@ def parse_stages(
         ) from None
 
 
+def parse_region(
+    ctx: click.Context,  # noqa: ARG001 - click's own
+    param: click.Parameter,
+    values: tuple[str, ...],
+) -> tuple[Region, ...]:
+    """Parse ``x0,y0,x1,y1`` or ``N:x0,y0,x1,y1``; the option's name is the region's rule.
+
+    Raises:
+        click.BadParameter: naming what is wrong and what is allowed.
+    """
+    from feather_edge.pruning.regions import Region
+
+    regions = []
+    for value in values:
+        image, colon, corners = value.rpartition(":")
+        try:
+            x0, y0, x1, y1 = map(float, corners.split(","))
+            number = int(image) if colon else 1
+        except ValueError:
+            raise click.BadParameter(
+                f"{value!r} is not a box in pixels such as 10,20,110,90, nor 2:10,20,110,90 for "
+                f"the second image"
+            ) from None
+        try:
+            rule = cast("RegionRule", param.name)
+            regions.append(Region(box=(x0, y0, x1, y1), rule=rule, image=number))
+        except RequestError as error:
+            raise click.BadParameter(str(error)) from error
+    return tuple(regions)
+
+
 def all_of(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Callback]:
     """Join decorators into one; help shows the options in this order."""
 
@@ -165,6 +202,19 @@ def pruning_options(
             show_default=default,
             help="Of everything random.",
         ),
+        click.option(
+            "--pre-prune",
+            type=click.Choice(get_args(PreCriterionName)),
+            show_default=default,
+            help="Criterion that drops visual tokens before the decoder, by their features.",
+        ),
+        click.option(
+            "--pre-keep-ratio",
+            type=click.FloatRange(0, 1, min_open=True),
+            metavar="R",
+            show_default=default,
+            help="Share of the visual tokens that --pre-prune lets into the decoder.",
+        ),
     )
 
 
@@ -178,6 +228,24 @@ def stages_option(*, default: str, help_text: str) -> Callable[[Callback], Callb
         help=help_text,
     )
 
+
+region_options = all_of(
+    click.option(
+        "--protect",
+        multiple=True,
+        callback=parse_region,
+        metavar="[N:]X0,Y0,X1,Y1",
+        help="Box in pixels of the (Nth) picture whose visual tokens are kept at every stage; may "
+        "be repeated.",
+    ),
+    click.option(
+        "--forbid",
+        multiple=True,
+        callback=parse_region,
+        metavar="[N:]X0,Y0,X1,Y1",
+        help="Box whose visual tokens are never kept; may be repeated.",
+    ),
+)
 
 sampling_options = all_of(
     click.option(
@@ -236,6 +304,22 @@ json_option = click.option(
 def only_given(**options: Any) -> dict[str, Any]:
     """Return the options that were given: None stands for "not given"."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def lay_over(pruning: Pruning, **options: Any) -> Pruning:
+    """Return `pruning` with the options that were given in place of its own.
+
+    Raises:
+        RequestError: if an option is out of range, or has no effect beside the others.
+    """
+    given = only_given(**options)
+    effective = dataclasses.replace(pruning, **given)
+    if "pre_keep_ratio" in given and effective.pre_criterion == "none":
+        raise RequestError(
+            f"pre-keep-ratio {effective.pre_keep_ratio:g} has no effect, since nothing prunes "
+            f"before the decoder; choose what does with --pre-prune"
+        )
+    return effective
 
 
 def require_stages(bundle: Bundle, stages: tuple[int, ...] | None) -> None:

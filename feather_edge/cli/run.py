@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +12,17 @@ from feather_edge.cli._options import (
     backend_options,
     emit_json,
     json_option,
+    lay_over,
     only_given,
     pruning_options,
+    region_options,
     require_stages,
     sampling_options,
     stages_option,
 )
 
 if TYPE_CHECKING:
+    from feather_edge.pruning import Region
     from feather_edge.runtime.session import Session
 
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 )
 @click.option("--prompt", required=True, help="What to ask.")
 @pruning_options(default="from the bundle")
+@region_options
 @stages_option(default="the bundle's", help_text="Fixed by the export; others are refused.")
 @sampling_options
 @backend_options
@@ -77,17 +80,21 @@ def _request(
     *,
     stages: tuple[int, ...] | None,
     prune: str | None,
+    pre_prune: str | None,
     temperature: float | None,
     top_p: float | None,
     seed: int | None,
+    protect: tuple[Region, ...],
+    forbid: tuple[Region, ...],
     **options: Any,
 ) -> dict[str, Any]:
     """Lay the options that were given over the bundle's own defaults."""
     from feather_edge.runtime.sampling import Sampling
 
     require_stages(session.bundle, stages)
-    given = only_given(criterion=prune, seed=seed, **options)
+    given = {"criterion": prune, "pre_criterion": pre_prune, "seed": seed, **options}
     return {
-        "pruning": dataclasses.replace(session.pruning, **given),
+        "pruning": lay_over(session.pruning, **given),
+        "regions": (*protect, *forbid),
         "sampling": Sampling(**only_given(temperature=temperature, top_p=top_p, seed=seed)),
     }

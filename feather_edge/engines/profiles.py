@@ -32,6 +32,7 @@ from feather_edge.errors import BuildError, RecipeError, RequestError
 from feather_edge.pruning import Layout, Pruning, VisualSpan
 from feather_edge.pruning.forecast import forecast
 from feather_edge.pruning.request import MIN_VISUAL_TOKENS
+from feather_edge.runtime.rotary import rotary_frequencies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -220,18 +221,12 @@ def _opt_visual_counts(
     A bundle may hold defaults that its own schedule refuses, when every request names others;
     its engines are then tuned for unpruned prompts, with a note.
     """
-    recipe, image = manifest.recipe, manifest.image
+    image = manifest.image
     span = VisualSpan(start=0, height=image.grid_height, width=image.grid_width)
-    layout = Layout.full(span.num_tokens + num_text, [span])
-    pruning = Pruning(
-        criterion=recipe.prune,
-        keep_ratio=recipe.keep_ratio,
-        stride=recipe.stride,
-        selection=recipe.selection,
-        seed=recipe.seed,
-    )
+    frequencies = rotary_frequencies(manifest.rotary)
+    layout = Layout.full(span.num_tokens + num_text, [span], frequencies=frequencies)
     try:
-        return forecast(pruning, schedule, layout), ()
+        return forecast(Pruning.from_recipe(manifest.recipe), schedule, layout), ()
     except RequestError as error:
         note = (
             f"engines are tuned for unpruned prompts, as the bundle's own pruning fails: {error}"

@@ -92,7 +92,8 @@ def _schedule(recipe: ExportRecipe, text: TextConfig) -> PruningSchedule:
     if recipe.prune == "none" and recipe.stages is None:
         return PruningSchedule(num_layers=text.num_layers)
     if recipe.stages is None:
-        return PruningSchedule.default(text.num_layers)
+        num_stages = max(2, len(recipe.keep_ratio))
+        return PruningSchedule.default(text.num_layers, num_stages=num_stages)
     return PruningSchedule(num_layers=text.num_layers, stages=recipe.stages)
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from feather_edge.pruning.criteria import criterion
+from feather_edge.pruning.plan import StagePlan
+from feather_edge.pruning.pre_decoder import pre_quotas
 from feather_edge.pruning.request import unpruned_reason
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 def forecast(pruning: Pruning, schedule: PruningSchedule, layout: Layout) -> list[int]:
     """Return the visual tokens that enter each segment, the first included.
 
+    A stage before the decoder counts for the first segment.
+
     Exact for ``fill``; for ``union`` it is the mean, to which ``fill`` is set. Counts do not
     depend on scores, so the stages are played through with scores of zero.
 
@@ -26,8 +30,13 @@ def forecast(pruning: Pruning, schedule: PruningSchedule, layout: Layout) -> lis
         RequestError: if the request does not fit the schedule.
     """
     num_stages = len(schedule.stages)
+    is_unpruned = unpruned_reason(pruning, layout, num_stages) is not None
+    if pruning.pre_criterion != "none" and not is_unpruned:
+        zeros = np.zeros(layout.num_rows, np.float32)
+        plan = StagePlan(quotas=pre_quotas(pruning, layout), ranks=zeros)
+        layout = layout.keep(plan.select(zeros, layout))
     counts = [layout.num_kept]
-    if unpruned_reason(pruning, layout, num_stages):
+    if pruning.criterion == "none" or is_unpruned:
         return counts * (num_stages + 1)
     request = dataclasses.replace(pruning, selection="fill")
     for stage in range(num_stages):

@@ -5,11 +5,14 @@ Letters: S rows still alive, V visual tokens of the whole prompt.
 A prompt is text with one *span* of visual tokens per image. Pruning removes visual rows only and
 moves nothing: kept rows stay in order and keep the position they had in the full prompt, because
 shuffled positions cost FEATHER most of its localisation (paper, table A3).
+
+Rows also carry what the user said of them: protected rows are kept and forbidden rows pruned at
+every stage, whatever the criterion.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -46,13 +49,30 @@ class VisualSpan:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The rows still alive: ``positions`` [S] in the unpruned prompt, ascending."""
+    """The rows still alive.
+
+    Attributes:
+        spans: the images' visual tokens in the unpruned prompt.
+        positions: [S] in the unpruned prompt, ascending.
+        is_protected: [S], visual tokens that every stage keeps.
+        is_forbidden: [S], visual tokens that no stage keeps; disjoint from the protected.
+        frequencies: [Dh/2], rotary angle per position, for criteria that look at it.
+    """
 
     spans: tuple[VisualSpan, ...]
     positions: NDArray[np.int64]
+    is_protected: NDArray[np.bool_]
+    is_forbidden: NDArray[np.bool_]
+    frequencies: NDArray[np.float32] | None = None
 
     @classmethod
-    def full(cls, num_rows: int, spans: Sequence[VisualSpan]) -> Layout:
+    def full(
+        cls,
+        num_rows: int,
+        spans: Sequence[VisualSpan],
+        *,
+        frequencies: NDArray[np.float32] | None = None,
+    ) -> Layout:
         """Return the layout of an unpruned prompt of ``num_rows`` rows.
 
         Raises:
@@ -66,12 +86,30 @@ class Layout:
                     f"span before it, which ends at {end}"
                 )
             end = span.start + span.num_tokens
-        return cls(spans=tuple(spans), positions=np.arange(num_rows, dtype=np.int64))
+        return cls(
+            spans=tuple(spans),
+            positions=np.arange(num_rows, dtype=np.int64),
+            is_protected=np.zeros(num_rows, np.bool_),
+            is_forbidden=np.zeros(num_rows, np.bool_),
+            frequencies=frequencies,
+        )
+
+    def with_regions(
+        self, *, protected: NDArray[np.bool_], forbidden: NDArray[np.bool_]
+    ) -> Layout:
+        """Return the layout with the rows [S] that the user protects and forbids."""
+        return replace(self, is_protected=protected, is_forbidden=forbidden)
 
     @property
     def num_rows(self) -> int:
         """S, the rows still alive."""
         return len(self.positions)
+
+    @property
+    def num_positions(self) -> int:
+        """Length of the unpruned prompt. Only visual tokens are ever pruned."""
+        ends = [span.start + span.num_tokens for span in self.spans[-1:]]
+        return max([*ends, int(self.positions[-1]) + 1])
 
     @property
     def num_visual_tokens(self) -> int:
@@ -119,4 +157,9 @@ class Layout:
 
     def keep(self, kept_rows: NDArray[np.int64]) -> Layout:
         """Return the layout after pruning to ``kept_rows`` (ascending row numbers)."""
-        return Layout(spans=self.spans, positions=self.positions[kept_rows])
+        return replace(
+            self,
+            positions=self.positions[kept_rows],
+            is_protected=self.is_protected[kept_rows],
+            is_forbidden=self.is_forbidden[kept_rows],
+        )

@@ -48,9 +48,19 @@ class PruningSchedule:
             )
 
     @classmethod
-    def default(cls, num_layers: int) -> PruningSchedule:
-        """Return FEATHER's schedule at this depth: a quarter and a half (8 and 16 of 32)."""
-        stages = sorted({num_layers // 4, num_layers // 2} - {0})
+    def default(cls, num_layers: int, *, num_stages: int = 2) -> PruningSchedule:
+        """Return the papers' schedule at this depth: at each quarter, up to three.
+
+        Two are FEATHER's 8 and 16 of 32 layers, three are PyramidDrop's 8, 16 and 24.
+
+        Raises:
+            RecipeError: if there are more than three stages, of which no paper says where.
+        """
+        if not 1 <= num_stages <= 3:
+            raise RecipeError(
+                f"{num_stages} pruning stages have no default places; name the layers"
+            )
+        stages = sorted({num_layers * i // 4 for i in range(1, num_stages + 1)} - {0})
         return cls(num_layers=num_layers, stages=tuple(stages))
 
     @property

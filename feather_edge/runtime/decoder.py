@@ -32,11 +32,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedStage:
-    """What a stage did: the rows that left it, and the scores [S] of the rows that entered."""
+    """What a stage did.
+
+    Attributes:
+        before_layer: decoder layer the stage stands before.
+        criterion: which ranked the rows; ``none`` when all passed.
+        layout: of the rows that left it.
+        scores: [S] of the rows that entered; None where the graph's scores decided nothing.
+        quota_change: tokens more than the criterion asked for, for the user's regions.
+    """
 
     before_layer: int
+    criterion: str
     layout: Layout
-    scores: NDArray[np.float32] | None
+    scores: NDArray[np.float32] | None = None
+    quota_change: int = 0
 
 
 @dataclass(kw_only=True)
@@ -77,7 +87,7 @@ class DecoderChain:
 
         Args:
             embeds: [S, D], visual tokens spliced in.
-            layout: of the whole prompt.
+            layout: of the rows given; those pruned before the decoder are missing.
             pruning: what to keep; None keeps everything.
 
         Returns:
@@ -90,7 +100,7 @@ class DecoderChain:
             rows, stage = self._prefill_segment(index, rows, pruning, before_layer)
             stages.append(stage)
         logits = self._last_segment(rows)
-        self.next_position = layout.num_rows
+        self.next_position = layout.num_positions
         return logits, stages
 
     def decode_step(self, embed: NDArray[Any]) -> NDArray[np.float32]:
@@ -123,7 +133,7 @@ class DecoderChain:
     ) -> tuple[_Rows, PrunedStage]:
         layout, num_rows = rows.layout, rows.layout.num_rows
         plan = None
-        if pruning is not None:
+        if pruning is not None and pruning.criterion != "none":
             num_stages = len(self._schedule.stages)
             plan = criterion(pruning.criterion).plan(pruning, index, num_stages, layout)
         inputs = {
@@ -143,7 +153,13 @@ class DecoderChain:
             survivors = [outputs[n] for n in ("kept_hidden_states", "kept_cos", "kept_sin")]
         hidden, cos, sin = survivors
         pruned = _Rows(hidden=hidden, cos=cos, sin=sin, layout=layout.keep(kept))
-        return pruned, PrunedStage(before_layer=before_layer, layout=pruned.layout, scores=scores)
+        return pruned, PrunedStage(
+            before_layer=before_layer,
+            criterion="none" if plan is None or pruning is None else pruning.criterion,
+            layout=pruned.layout,
+            scores=scores,
+            quota_change=0 if plan is None else plan.quota_change(layout),
+        )
 
     def _last_segment(self, rows: _Rows) -> NDArray[np.float32]:
         last, num_rows = len(self._graphs) - 1, rows.layout.num_rows
@@ -164,7 +180,9 @@ class DecoderChain:
         # A plan that the host finishes lets every row pass and reads the scores.
         num_kept = layout.num_rows if plan.needs_host else plan.num_kept(layout)
         mask = score_mask(layout, plan.score_domain)
-        return self._prune_inputs(plan.priority[None], mask[None], *tables, num_kept=num_kept)
+        return self._prune_inputs(
+            plan.priority(layout)[None], mask[None], *tables, num_kept=num_kept
+        )
 
     def _prune_inputs(
         self,

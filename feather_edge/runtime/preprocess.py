@@ -98,6 +98,35 @@ def model_view(image: Image.Image, config: PreprocessConfig) -> Image.Image:
     return Image.fromarray(_geometry(image, config))
 
 
+def to_model_view(
+    box: tuple[float, float, float, float], size: tuple[int, int], config: PreprocessConfig
+) -> tuple[float, float, float, float]:
+    """Return where a box (x0, y0, x1, y1) of a picture lies in the picture the model sees.
+
+    Args:
+        box: in pixels of the picture.
+        size: (width, height) of the picture.
+        config: the steps; parts of the box that they crop lie outside of its `output_size`.
+
+    Raises:
+        RequestError: see `preprocess`.
+    """
+    shift = (0, 0)
+    if config.pad_color is not None:
+        side = max(size)
+        shift, size = _pad_offset(size), (side, side)
+    resized = _resized_size(size, config)
+    crop = (0, 0)
+    if config.crop_to is not None:
+        height, width = config.crop_to
+        crop = (_crop_start(resized[0], width), _crop_start(resized[1], height))
+    x0, y0, x1, y1 = (
+        (value + shift[axis]) * resized[axis] / size[axis] - crop[axis]
+        for value, axis in zip(box, (0, 1, 0, 1), strict=True)
+    )
+    return x0, y0, x1, y1
+
+
 def _geometry(image: Image.Image, config: PreprocessConfig) -> np.ndarray:
     """Pad, resize and crop: [height, width, 3] uint8."""
     image = _to_rgb(image)
@@ -134,40 +163,58 @@ def _pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Ima
     side = max(image.size)
     _check_pixels("image padded to a square", (side, side))
     square = Image.new("RGB", (side, side), color)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    square.paste(image, _pad_offset(image.size))
     return square
+
+
+def _pad_offset(size: tuple[int, int]) -> tuple[int, int]:
+    """Return where the picture's corner is in its padded square."""
+    side = max(size)
+    return (side - size[0]) // 2, (side - size[1]) // 2
 
 
 def _resize(image: Image.Image, config: PreprocessConfig) -> Image.Image:
     from PIL import Image
 
+    if config.resize_to is None and config.resize_shortest_edge is None:
+        return image
+    resample = Image.Resampling[config.resample.upper()]
+    return image.resize(_resized_size(image.size, config), resample)
+
+
+def _resized_size(size: tuple[int, int], config: PreprocessConfig) -> tuple[int, int]:
+    """Return (width, height) after the resize of a picture of ``size`` (width, height)."""
     if config.resize_to is not None:
         height, width = config.resize_to
-    elif config.resize_shortest_edge is not None:
-        shortest_edge = config.resize_shortest_edge
-        longest_edge = int(shortest_edge * max(image.size) / min(image.size))
-        upright = image.width <= image.height
-        height, width = (longest_edge, shortest_edge) if upright else (shortest_edge, longest_edge)
-        subject = f"image of {image.width} x {image.height} pixels, resized for the model,"
-        _check_pixels(subject, (width, height))
-    else:
-        return image
-    return image.resize((width, height), Image.Resampling[config.resample.upper()])
+        return width, height
+    if config.resize_shortest_edge is None:
+        return size
+    shortest_edge = config.resize_shortest_edge
+    longest_edge = int(shortest_edge * max(size) / min(size))
+    is_upright = size[0] <= size[1]
+    resized = (shortest_edge, longest_edge) if is_upright else (longest_edge, shortest_edge)
+    _check_pixels(f"image of {size[0]} x {size[1]} pixels, resized for the model,", resized)
+    return resized
 
 
 def _center_crop(pixels: np.ndarray, crop_to: tuple[int, int]) -> np.ndarray:
     """Cut [height, width, 3] from the centre; where it is too small, zeros surround it."""
     for axis, size in enumerate(crop_to):
         extent = pixels.shape[axis]
+        start = _crop_start(extent, size)
         if extent < size:
-            before = -((extent - size) // 2)  # the odd row or column goes before
+            before = -start
             padding = [(0, 0)] * 3
             padding[axis] = (before, size - extent - before)
             pixels = np.pad(pixels, padding)
         else:
-            start = (extent - size) // 2
             pixels = pixels.take(range(start, start + size), axis=axis)
     return pixels
+
+
+def _crop_start(extent: int, size: int) -> int:
+    """Return where a centre crop of ``size`` starts; negative where zeros go before."""
+    return (extent - size) // 2  # an odd row or column of zeros goes before
 
 
 def _upright_rgb(subject: str, image: Image.Image) -> Image.Image:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from feather_edge.pruning.pre_decoder import pre_plan
+from feather_edge.runtime.decoder import PrunedStage
 from feather_edge.runtime.result import FinishReason, StageResult, Token
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from feather_edge.pruning import Layout, Pruning
-    from feather_edge.runtime.decoder import DecoderChain, PrunedStage
+    from feather_edge.runtime.decoder import DecoderChain
     from feather_edge.runtime.prompt import StreamDecoder
 
 
@@ -37,7 +39,22 @@ class Run:
 
     def prefill(self, embeds: NDArray[Any]) -> NDArray[np.float32]:
         """Run the prompt [S, D]; returns logits [V] of the first token."""
-        logits, self.stages = self.chain.prefill(embeds, self.layout, self.pruning)
+        layout = self.layout
+        if self.pruning is not None and self.pruning.pre_criterion != "none":
+            plan = pre_plan(self.pruning, layout, embeds)
+            kept = plan.select(np.zeros(layout.num_rows), layout)
+            embeds, change = embeds[kept], plan.quota_change(layout)
+            layout = layout.keep(kept)
+            self.stages.append(
+                PrunedStage(
+                    before_layer=0,
+                    criterion=self.pruning.pre_criterion,
+                    layout=layout,
+                    quota_change=change,
+                )
+            )
+        logits, stages = self.chain.prefill(embeds, layout, self.pruning)
+        self.stages += stages
         return logits
 
     def reason_unpruned(self) -> str | None:
@@ -57,14 +74,20 @@ class Run:
                     before_layer=stage.before_layer,
                     num_kept=len(kept),
                     keep_ratio=len(kept) / max(1, self.layout.num_visual_tokens),
-                    criterion="none" if self.pruning is None else self.pruning.criterion,
-                    selection="fill" if self.pruning is None else self.pruning.selection,
+                    criterion=stage.criterion,
+                    selection=self._selection(stage),
+                    quota_change=stage.quota_change,
                     kept_indices=kept,
                     scores=_visual_scores(stage, before),
                 )
             )
             before = stage.layout
         return tuple(results)
+
+    def _selection(self, stage: PrunedStage) -> str:
+        if self.pruning is None or stage.before_layer == 0:
+            return "fill"
+        return self.pruning.selection
 
 
 @dataclass(kw_only=True)

@@ -26,11 +26,13 @@ class StageResult:
     """What one pruning stage kept.
 
     Attributes:
-        before_layer: decoder layer the stage stands before.
+        before_layer: decoder layer the stage stands before; 0 for the stage before the decoder.
         num_kept: visual tokens left after it.
         keep_ratio: ``num_kept`` by the visual tokens before any pruning.
         criterion: which ranked them; ``none`` when the stage let everything pass.
         selection: ``fill`` or ``union``.
+        quota_change: how many tokens more than the criterion's own count the stage had to keep
+            for protected regions; negative where forbidden regions left fewer.
         kept_indices: [num_kept] into the prompt's visual tokens, ascending.
         scores: [num_visual_tokens] as the stage ranked them, NaN where a token was already gone;
             None without scores. Not part of ``to_dict``.
@@ -41,6 +43,7 @@ class StageResult:
     keep_ratio: float
     criterion: str
     selection: str
+    quota_change: int
     kept_indices: NDArray[np.int64]
     scores: NDArray[np.float32] | None = field(default=None, repr=False)
 
@@ -55,7 +58,8 @@ class Result:
         finish_reason: ``stop`` at an end token, ``length`` at the limit.
         num_prompt_tokens: S, visual tokens included.
         num_visual_tokens: before any pruning.
-        stages: one entry per pruning stage of the bundle.
+        stages: one entry per pruning stage of the bundle, after that of the stage before the
+            decoder if the request has one.
         reason: why nothing was pruned; None when something was.
         preprocess_ms: images and prompt to arrays.
         vision_ms: vision encoder.
@@ -95,6 +99,7 @@ class Result:
                 "keep_ratio": stage.keep_ratio,
                 "criterion": stage.criterion,
                 "selection": stage.selection,
+                "quota_change": stage.quota_change,
                 "kept_indices": stage.kept_indices.tolist(),
             }
             for stage in self.stages

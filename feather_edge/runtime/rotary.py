@@ -20,11 +20,11 @@ def rotary_tables(
     rotary: Rotary, positions: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return cos and sin [S, Dh/2] of ``positions`` [S]."""
-    angles = positions.astype(np.float32)[:, None] * _frequencies(rotary)[None]
+    angles = positions.astype(np.float32)[:, None] * rotary_frequencies(rotary)[None]
     return np.cos(angles), np.sin(angles)
 
 
-def _frequencies(rotary: Rotary) -> NDArray[np.float32]:
+def rotary_frequencies(rotary: Rotary) -> NDArray[np.float32]:
     """Return the angle per position [Dh/2], in float32 as the models were trained."""
     exponents = np.arange(0, rotary.head_dim, 2, dtype=np.float32) / np.float32(rotary.head_dim)
     frequencies = (1.0 / np.float32(rotary.theta) ** exponents).astype(np.float32)

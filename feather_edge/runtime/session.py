@@ -18,13 +18,16 @@ from feather_edge.checkpoint.reader import read_tensors
 from feather_edge.errors import BackendError, BundleError, RequestError
 from feather_edge.graphs import EMBED_TOKENS_TENSOR
 from feather_edge.pruning import Layout, Pruning, VisualSpan, criterion
+from feather_edge.pruning.pre_criteria import pre_criterion
 from feather_edge.pruning.request import unpruned_reason
 from feather_edge.runtime.backends import Backend, create_backend
 from feather_edge.runtime.decoder import DecoderChain
 from feather_edge.runtime.preprocess import load_image, preprocess
 from feather_edge.runtime.prompt import PromptFormatter
+from feather_edge.runtime.regions import mark_regions
 from feather_edge.runtime.request import Answer, Run
 from feather_edge.runtime.result import Result, Token
+from feather_edge.runtime.rotary import rotary_frequencies
 from feather_edge.runtime.sampling import Sampler, Sampling
 from feather_edge.runtime.timing import Stopwatch
 
@@ -34,8 +37,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from numpy.typing import NDArray
+    from PIL import Image
     from typing_extensions import Self
 
+    from feather_edge.pruning import Region
     from feather_edge.runtime.preprocess import ImageSource
     from feather_edge.runtime.prompt import Message
 
@@ -117,12 +122,18 @@ class Session:
         prompt: str | Sequence[Message],
         *,
         pruning: Pruning | None = None,
+        regions: Sequence[Region] = (),
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
     ) -> Result:
         """Answer a prompt about images; see ``stream`` for the arguments and errors."""
         for _ in self.stream(
-            images, prompt, pruning=pruning, sampling=sampling, max_new_tokens=max_new_tokens
+            images,
+            prompt,
+            pruning=pruning,
+            regions=regions,
+            sampling=sampling,
+            max_new_tokens=max_new_tokens,
         ):
             pass
         if self.last_result is None:  # pragma: no cover - stream always leaves a result
@@ -135,6 +146,7 @@ class Session:
         prompt: str | Sequence[Message],
         *,
         pruning: Pruning | None = None,
+        regions: Sequence[Region] = (),
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
     ) -> Iterator[Token]:
@@ -144,6 +156,7 @@ class Session:
             images: one image or several: path, bytes, PIL image or uint8 array [H, W, 3].
             prompt: text, put into the model's chat template, or a list of chat messages.
             pruning: what to keep; None takes the bundle's recipe.
+            regions: boxes in the images whose tokens every stage keeps, or none of them does.
             sampling: how to choose tokens; None is greedy.
             max_new_tokens: None takes the checkpoint's own limit, or 128.
 
@@ -158,8 +171,9 @@ class Session:
         sampler = Sampler(Sampling() if sampling is None else sampling)
         # 1. Pixels [N, C, H, W] and prompt ids [S].
         with watch.stage("preprocess"):
-            pixels = self._pixels(images)
-            prompt_ids, layout = self._encode_prompt(prompt, num_images=len(pixels))
+            pictures = _load_images(images)
+            pixels = preprocess(pictures, self.bundle.manifest.image.preprocess)
+            prompt_ids, layout = self._encode_prompt(prompt, pictures, regions)
             limit = self._max_new_tokens(max_new_tokens, layout)
         # 2. Visual tokens [V, D].
         with watch.stage("vision"):
@@ -186,23 +200,23 @@ class Session:
             logits = run.chain.decode_step(self._embeddings[token_id])
         self.last_result = self._result(watch, layout, run, answer)
 
-    def _pixels(self, images: ImageSource | Sequence[ImageSource]) -> NDArray[np.float32]:
-        several: Sequence[ImageSource] = (
-            images if isinstance(images, list | tuple) else [cast("ImageSource", images)]
-        )
-        return preprocess([load_image(i) for i in several], self.bundle.manifest.image.preprocess)
-
     def _encode_prompt(
-        self, prompt: str | Sequence[Message], *, num_images: int
+        self,
+        prompt: str | Sequence[Message],
+        pictures: Sequence[Image.Image],
+        regions: Sequence[Region],
     ) -> tuple[NDArray[np.int64], Layout]:
         image = self.bundle.manifest.image
-        num_tokens = [image.grid_height * image.grid_width] * num_images
+        num_tokens = [image.grid_height * image.grid_width] * len(pictures)
         encoded = self._prompt.encode(prompt, num_visual_tokens=num_tokens)
         spans = [
             VisualSpan(start=start, height=image.grid_height, width=image.grid_width)
             for start, _ in encoded.spans
         ]
-        return encoded.prompt_ids, Layout.full(len(encoded.prompt_ids), spans)
+        frequencies = rotary_frequencies(self.bundle.manifest.rotary)
+        layout = Layout.full(len(encoded.prompt_ids), spans, frequencies=frequencies)
+        sizes = [picture.size for picture in pictures]
+        return encoded.prompt_ids, mark_regions(layout, regions, sizes, image)
 
     def _max_new_tokens(self, requested: int | None, layout: Layout) -> int:
         manifest = self.bundle.manifest
@@ -234,7 +248,11 @@ class Session:
         schedule = self.bundle.schedule
         if pruning.criterion != "none":
             criterion(pruning.criterion)  # unknown is wrong also where nothing can be pruned
+        if pruning.pre_criterion != "none":
+            pre_criterion(pruning.pre_criterion)
         reason = unpruned_reason(pruning, layout, len(schedule.stages))
+        if reason and (layout.is_protected | layout.is_forbidden).any():
+            raise RequestError(f"regions have no effect, since {reason}; prune, or leave them out")
         chain = DecoderChain(self._decoders, self.bundle.manifest, schedule, self._backend)
         return Run(chain=chain, layout=layout, pruning=None if reason else pruning, reason=reason)
 
@@ -260,14 +278,14 @@ class Session:
 
 def default_pruning(bundle: Bundle) -> Pruning:
     """Return what the bundle's recipe asks of a request that asks for nothing else."""
-    recipe = bundle.manifest.recipe
-    return Pruning(
-        criterion=recipe.prune,
-        keep_ratio=recipe.keep_ratio,
-        stride=recipe.stride,
-        selection=recipe.selection,
-        seed=recipe.seed,
+    return Pruning.from_recipe(bundle.manifest.recipe)
+
+
+def _load_images(images: ImageSource | Sequence[ImageSource]) -> list[Image.Image]:
+    several: Sequence[ImageSource] = (
+        images if isinstance(images, list | tuple) else [cast("ImageSource", images)]
     )
+    return [load_image(source) for source in several]
 
 
 def _open_embeddings(bundle: Bundle) -> NDArray[Any]:

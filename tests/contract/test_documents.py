@@ -8,8 +8,11 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import click
+import numpy as np
 import pytest
 
 import feather_edge
@@ -132,3 +135,12 @@ def test_the_recipe_table_has_every_key_and_its_default() -> None:
         value = getattr(default, key)
         shown = list(value) if isinstance(value, tuple) else value
         assert rows[key].strip("`").replace('"', "'") == repr(shown)
+
+
+def test_the_criteria_of_the_tutorial_run() -> None:
+    names: dict[str, Any] = {}
+    for block in fenced(ROOT / "docs" / "adding-a-criterion.md", "python"):
+        exec(block, names)  # noqa: S102 - our own document
+    names["test_the_middle_goes_first"]()
+    tokens = SimpleNamespace(features=np.array([[1.0, 0.0], [3.0, 4.0]], np.float32))
+    assert names["strongest"](tokens, 1).tolist() == [1.0, 5.0]

@@ -30,7 +30,8 @@ def test_dir_is_the_public_list() -> None:
 
 def test_public_names_are_the_promised_ones() -> None:
     assert set(feather_edge.__all__) == {
-        "Bundle", "FakeBackend", "Pruning", "Sampling", "Session", "__version__", "errors",
+        "Bundle", "FakeBackend", "Pruning", "Region", "Sampling", "Session", "__version__",
+        "errors",
     }  # fmt: skip
 
 
@@ -92,3 +93,4 @@ def test_recipes_and_pruning_use_the_same_words() -> None:
 
     assert set(get_args(recipes.CriterionName)) == set(pruning.CRITERION_NAMES)
     assert set(get_args(recipes.SelectionName)) == set(get_args(pruning.Selection))
+    assert set(get_args(recipes.PreCriterionName)) == set(pruning.PRE_CRITERION_NAMES)

@@ -41,6 +41,8 @@ KINDS = [
     ("fastv", "fill"),
     ("fastv", "union"),
     ("fastv-full", "fill"),
+    ("pyramiddrop", "fill"),
+    ("ivc", "fill"),
 ]
 
 
@@ -168,6 +170,37 @@ def test_the_older_operators_keep_the_same(
     assert not pair.run(random_images(1, seed=1), "where is the red circle ?", pruning)
 
 
+@pytest.mark.parametrize("num_images", [1, 2])
+@pytest.mark.parametrize("pre_criterion", ["uniform", "divprune", "dart", "cdpruner"])
+@pytest.mark.parametrize("method", ["fastv", "pyramiddrop"])
+def test_pruned_before_the_decoder_answers_as_the_reference(
+    extremes: Pair, method: str, pre_criterion: str, num_images: int
+) -> None:
+    pruning = Pruning(
+        criterion=method, keep_ratio=(0.4, 0.2), pre_criterion=pre_criterion, pre_keep_ratio=0.5
+    )
+    images, prompt = random_images(num_images, seed=11), "where is the red circle ?"
+
+    result = extremes.session.generate(images, prompt, pruning=pruning, max_new_tokens=12)
+
+    before, *stages = result.stages
+    expected = extremes.reference.run(
+        extremes.reference.prepare(list(images), prompt),
+        ReferencePruning(
+            method=method,
+            stages=STAGES,
+            keep_ratio=(0.4, 0.2),
+            pre_kept=tuple(before.kept_indices.tolist()),
+        ),
+        max_new_tokens=12,
+    )
+    assert [stage.num_kept for stage in result.stages] == [
+        32 * num_images, 25 * num_images, 12 * num_images,
+    ]  # fmt: skip
+    assert [stage.kept_indices.tolist() for stage in stages] == [s.kept for s in expected.stages]
+    assert list(result.token_ids) == expected.token_ids
+
+
 @pytest.mark.parametrize("keep_ratio", [(0.02,), (0.1,), (0.9,), (1.0,), (0.5, 0.125)], ids=str)
 @pytest.mark.parametrize("stride", [0, 1, 2, 5])
 @pytest.mark.parametrize("selection", ["fill", "union"])
@@ -183,7 +216,7 @@ def test_feather_at_its_extremes(
 
 
 @pytest.mark.parametrize("stages", [(1,), (5,), (1, 2, 5)], ids=str)
-@pytest.mark.parametrize("method", ["feather", "fastv"])
+@pytest.mark.parametrize("method", ["feather", "fastv", "pyramiddrop", "ivc"])
 def test_stages_anywhere_in_the_decoder(
     bundles: BundleFactory, stages: tuple[int, ...], method: str
 ) -> None:
@@ -195,7 +228,7 @@ def test_stages_anywhere_in_the_decoder(
     assert not open_pair(exported).run(random_images(1, seed=3), "what shape ?", pruning)
 
 
-@pytest.mark.parametrize("method", ["feather", "fastv"])
+@pytest.mark.parametrize("method", ["feather", "fastv", "ivc"])
 def test_rotary_scaling_reaches_score_and_decode(bundles: BundleFactory, method: str) -> None:
     rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}
     exported = bundles(

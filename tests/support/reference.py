@@ -33,14 +33,16 @@ class ReferencePruning:
 
     Attributes:
         stages: decoder layers before which tokens are dropped.
+        pre_kept: visual tokens that enter the decoder; None for all.
         keep_ratio: 1 - R. One value is the method's own parameter, several are shares of V.
     """
 
-    method: Literal["feather", "fastv", "fastv-full"] = "feather"
+    method: Literal["feather", "fastv", "fastv-full", "pyramiddrop", "ivc"] = "feather"
     selection: Literal["fill", "union"] = "fill"
     stages: tuple[int, ...]
     keep_ratio: tuple[float, ...] = (0.3,)
     stride: int = 3
+    pre_kept: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +122,8 @@ class ReferenceLlava:
         cache = transformers.DynamicCache()
         rows = self._embed(inputs)
         length = rows.hidden.shape[1]
+        if pruning is not None and pruning.pre_kept is not None:
+            rows = _only(rows, set(pruning.pre_kept))
         captured: dict[str, torch.Tensor] = {}
         for layer in range(len(self.decoder.layers)):
             if pruning is not None and layer in pruning.stages:
@@ -201,13 +205,13 @@ class ReferenceLlava:
         attention = self.decoder.layers[layer].self_attn
         query = captured["q_proj"].unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
         key = captured["k_proj"].unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
-        if method != "feather":
+        if method not in {"feather", "ivc"}:
             rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
             cos, sin = self.decoder.rotary_emb(rows.hidden, position_ids=rows.positions)
             query, key = (x[0] for x in rotate(query[None], key[None], cos, sin))
         key = key.repeat_interleave(len(query) // len(key), dim=0)
         domain = torch.arange(len(rows.visual))
-        if method != "fastv-full":
+        if method not in {"fastv-full", "pyramiddrop"}:
             domain = domain[rows.visual >= 0]
         logits = (key[:, domain] @ query[:, -1, :, None])[..., 0] / math.sqrt(attention.head_dim)
         scores = torch.zeros(len(rows.visual))
@@ -229,28 +233,32 @@ class ReferenceLlava:
         for image in range((max(scores, default=-1) // per_image) + 1):
             first = image * per_image
             alive = {v - first: s for v, s in scores.items() if first <= v < first + per_image}
-            chosen, gap = self._choose(alive, pruning, pruning.stages.index(layer))
+            row = next(row for row, v in enumerate(rows.visual.tolist()) if v - first in alive)
+            start = int(rows.positions[0, row] - rows.visual[row]) + first
+            chosen, gap = self._choose(alive, pruning, pruning.stages.index(layer), start)
             kept += [first + place for place in chosen]
             gaps.append(gap)
-        keep_rows = [row for row, v in enumerate(rows.visual.tolist()) if v < 0 or v in set(kept)]
         stage = ReferenceStage(
             before_layer=layer, kept=sorted(kept), scores=scores, cut_gap=min(gaps)
         )
-        pruned = _Rows(
-            hidden=rows.hidden[:, keep_rows],
-            positions=rows.positions[:, keep_rows],
-            visual=rows.visual[keep_rows],
-        )
-        return pruned, stage
+        return _only(rows, set(kept)), stage
 
     def _choose(
-        self, alive: dict[int, float], pruning: ReferencePruning, stage: int
+        self, alive: dict[int, float], pruning: ReferencePruning, stage: int, start: int
     ) -> tuple[list[int], float]:
-        """Choose among one image's tokens, raster place -> score; return places and the gap."""
+        """Choose among one image's tokens, raster place -> score; return places and the gap.
+
+        The image's first token is at position ``start`` of the prompt.
+        """
         side, total = self.grid_side, self.grid_side**2
         ratios = pruning.keep_ratio
         ratio = ratios[0] if len(ratios) == 1 else ratios[stage]
+        if pruning.method == "pyramiddrop" and len(ratios) == 1:
+            ratio **= stage + 1
         count = max(1, math.floor(ratio * total + 1e-6))
+        if pruning.method == "ivc":
+            coordinates = self._coordinates(start, total) & alive.keys()
+            return _best_with(coordinates, alive, min(count, len(alive)))
         if pruning.method != "feather":
             return _best(alive, min(count, len(alive)))
         if stage > 0:
@@ -264,11 +272,37 @@ class ReferenceLlava:
             return sorted({*best, *grid}), gap
         if len(ratios) == 1:  # as many as the union has on average
             count = min(total, round(count + len(grid) * (1 - count / total)))
-        if count <= len(grid):
-            return _best({place: alive[place] for place in grid}, count)
-        rest = {place: score for place, score in alive.items() if place not in grid}
-        best, gap = _best(rest, count - len(grid))
-        return sorted({*best, *grid}), gap
+        return _best_with(grid, alive, count)
+
+    def _coordinates(self, start: int, total: int) -> set[int]:
+        """Return places whose position has the largest sums of cosines or of sines."""
+        frequencies = self.decoder.rotary_emb.inv_freq.double()
+        angles = torch.arange(start, start + total)[:, None] * frequencies
+        tenth = max(1, total // 10)
+        return {
+            int(place)
+            for sums in (angles.cos().sum(1), angles.sin().sum(1))
+            for place in sums.topk(tenth).indices
+        }
+
+
+def _only(rows: _Rows, kept: set[int]) -> _Rows:
+    """Return text and the visual tokens ``kept``."""
+    keep_rows = [row for row, v in enumerate(rows.visual.tolist()) if v < 0 or v in kept]
+    return _Rows(
+        hidden=rows.hidden[:, keep_rows],
+        positions=rows.positions[:, keep_rows],
+        visual=rows.visual[keep_rows],
+    )
+
+
+def _best_with(first: set[int], alive: dict[int, float], count: int) -> tuple[list[int], float]:
+    """Return ``count`` places, those of ``first`` before all others, and the gap at the cut."""
+    if count <= len(first):
+        return _best({place: alive[place] for place in first}, count)
+    rest = {place: score for place, score in alive.items() if place not in first}
+    best, gap = _best(rest, count - len(first))
+    return sorted({*best, *first}), gap
 
 
 def _best(scores: dict[int, float], count: int) -> tuple[list[int], float]:

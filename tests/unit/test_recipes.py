@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 from hypothesis import given
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from feather_edge import recipes
 from feather_edge.errors import RecipeError
 from feather_edge.recipes import (
+    CriterionName,
     ExportRecipe,
     default_recipe_name,
     describe_recipe,
@@ -39,7 +40,7 @@ def refused(text: str, action: Any) -> None:
 
 
 def test_shipped_recipes() -> None:
-    assert recipe_names() == ("fastv", "feather", "scene-vlm", "unpruned")
+    assert recipe_names() == ("fastv", "feather", "pyramiddrop", "scene-vlm", "unpruned")
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -107,7 +108,7 @@ def test_a_whole_number_is_a_ratio_too(tmp_path: Path) -> None:
         ("stages = 4", "stages: expected array, got int"),
         ("stages = ['4']", "stages[0]: expected int, got str"),
         ("keep_ratio = 0.3", "keep_ratio: expected array, got float"),
-        ("prune = 'best'", "prune is 'best'; choose feather, fastv, fastv-full, uniform"),
+        ("prune = 'best'", "prune is 'best'; choose feather, fastv, fastv-full, pyramiddrop"),
         ("precision = 'int3'", "precision is 'int3'; choose fp32, fp16"),
         ("keep_ratio = [2.0]", "keep_ratio 2.0 is out of range; it must be in (0, 1]"),
         ("stages = [", "is no valid TOML: "),
@@ -129,8 +130,8 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     refused(
-        "recipe 'fether' is unknown (did you mean 'feather'?); choose fastv, feather, scene-vlm, "
-        "unpruned, or give the path of a .toml file",
+        "recipe 'fether' is unknown (did you mean 'feather'?); choose fastv, feather, "
+        "pyramiddrop, scene-vlm, unpruned, or give the path of a .toml file",
         lambda: load_recipe("fether"),
     )
 
@@ -184,7 +185,7 @@ RATIO = st.floats(0.001, 1)
 
 @given(
     stages=st.none() | st.lists(st.integers(1, 80), unique=True, max_size=4).map(sorted),
-    prune=st.sampled_from(["feather", "fastv", "fastv-full", "uniform", "random", "none"]),
+    prune=st.sampled_from(get_args(CriterionName)),
     keep_ratio=RATIO,
     stride=st.integers(0, 9),
     selection=st.sampled_from(["fill", "union"]),

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 from feather_edge.errors import RequestError
 from feather_edge.pruning.criteria.fastv import FastV
 from feather_edge.pruning.criteria.feather import Feather
+from feather_edge.pruning.criteria.ivc import Ivc
+from feather_edge.pruning.criteria.pyramiddrop import PyramidDrop
 from feather_edge.pruning.criteria.random import Random
 from feather_edge.pruning.criteria.uniform import Uniform
 
@@ -32,6 +34,8 @@ CRITERIA: dict[str, Criterion] = {
     "feather": Feather(),
     "fastv": FastV(score_domain="visual"),
     "fastv-full": FastV(score_domain="sequence"),
+    "pyramiddrop": PyramidDrop(),
+    "ivc": Ivc(),
     "uniform": Uniform(),
     "random": Random(),
 }

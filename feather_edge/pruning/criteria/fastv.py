@@ -12,9 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from feather_edge.pruning.plan import StagePlan, row_priority, stage_quotas
+from feather_edge.pruning.plan import StagePlan, stage_quotas
 
 if TYPE_CHECKING:
     from feather_edge.pruning.layout import Layout
@@ -30,10 +28,8 @@ class FastV:
 
     def plan(self, pruning: Pruning, stage: int, num_stages: int, layout: Layout) -> StagePlan:
         """Return the plan of a stage; see ``Criterion.plan``."""
-        zeros = [np.zeros(len(layout.rows(span))) for span in range(len(layout.spans))]
         return StagePlan(
-            quotas=tuple(stage_quotas(pruning, stage, num_stages, layout)),
-            priority=row_priority(layout, zeros),
+            quotas=stage_quotas(pruning, stage, num_stages, layout),
             score_rotation="rotary",
             score_domain=self.score_domain,
         )

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from feather_edge.errors import RequestError
-from feather_edge.pruning.plan import StagePlan, row_priority, stage_quotas
+from feather_edge.pruning.plan import StagePlan, stage_quotas
 from feather_edge.pruning.selection import (
-    fill_priority,
     keep_count,
     stride_grid,
     union_size_if_independent,
@@ -47,40 +46,30 @@ class Feather:
         return self._first_stage(pruning, num_stages, layout)
 
     def _first_stage(self, pruning: Pruning, num_stages: int, layout: Layout) -> StagePlan:
-        grids = [_alive_grid(layout, span, pruning.stride) for span in range(len(layout.spans))]
+        grid = alive_grid(layout, pruning.stride)
         quotas = stage_quotas(pruning, 0, num_stages, layout)
-        if pruning.selection == "union":
-            grid = np.zeros(layout.num_rows, np.bool_)
-            for span, alive in enumerate(grids):
-                grid[layout.rows(span)[alive]] = True
-            zeros = [np.zeros(len(layout.rows(span))) for span in range(len(layout.spans))]
-            return StagePlan(quotas=tuple(quotas), priority=row_priority(layout, zeros), grid=grid)
-        if len(pruning.keep_ratio) == 1:
-            quotas = [
-                union_size_if_independent(span.num_tokens, quota, len(grid))
-                for span, quota, grid in zip(layout.spans, quotas, grids, strict=True)
-            ]
-        priorities = [
-            fill_priority(grid, num_tokens=len(layout.rows(span)), num_kept=quota)
-            for span, (grid, quota) in enumerate(zip(grids, quotas, strict=True))
-        ]
-        return StagePlan(quotas=tuple(quotas), priority=row_priority(layout, priorities))
+        is_union = pruning.selection == "union"
+        if len(pruning.keep_ratio) == 1 and not is_union:
+            quotas = tuple(
+                union_size_if_independent(len(rows), quota, int(np.count_nonzero(grid[rows])))
+                for rows, quota in zip(map(layout.rows, range(len(quotas))), quotas, strict=True)
+            )
+        return StagePlan(quotas=quotas, preferred=grid, is_union=is_union)
 
     def _later_stage(
         self, pruning: Pruning, stage: int, num_stages: int, layout: Layout
     ) -> StagePlan:
+        if len(pruning.keep_ratio) > 1:
+            return StagePlan(quotas=stage_quotas(pruning, stage, num_stages, layout))
+        square = pruning.keep_ratio[0] ** 2
         survivors = [len(layout.rows(span)) for span in range(len(layout.spans))]
-        if len(pruning.keep_ratio) == 1:
-            square = pruning.keep_ratio[0] ** 2
-            quotas = [keep_count(count, square) for count in survivors]
-        else:
-            quotas = stage_quotas(pruning, stage, num_stages, layout)
-        zeros = [np.zeros(count) for count in survivors]
-        return StagePlan(quotas=tuple(quotas), priority=row_priority(layout, zeros))
+        return StagePlan(quotas=tuple(keep_count(count, square) for count in survivors))
 
 
-def _alive_grid(layout: Layout, span: int, stride: int) -> NDArray[np.int64]:
-    """Return which of the span's remaining rows lie on the grid, as indices into them."""
-    image = layout.spans[span]
-    grid = stride_grid(image.height, image.width, stride)
-    return np.flatnonzero(np.isin(layout.raster(span), grid))
+def alive_grid(layout: Layout, stride: int) -> NDArray[np.bool_]:
+    """Return which rows [S] lie on the uniform grid of their image."""
+    grid = np.zeros(layout.num_rows, np.bool_)
+    for span, image in enumerate(layout.spans):
+        places = stride_grid(image.height, image.width, stride)
+        grid[layout.rows(span)] = np.isin(layout.raster(span), places)
+    return grid

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from feather_edge.pruning.plan import StagePlan, row_priority, stage_quotas
-from feather_edge.pruning.selection import chosen_priority
+from feather_edge.pruning.plan import StagePlan, stage_quotas
 
 if TYPE_CHECKING:
     from feather_edge.pruning.layout import Layout
@@ -24,12 +23,8 @@ class Random:
     def plan(self, pruning: Pruning, stage: int, num_stages: int, layout: Layout) -> StagePlan:
         """Return the plan of a stage; see ``Criterion.plan``."""
         generator = np.random.default_rng((pruning.seed, stage))
-        quotas = stage_quotas(pruning, stage, num_stages, layout)
-        priorities = []
-        for span, quota in enumerate(quotas):
-            num_alive = len(layout.rows(span))
-            chosen = generator.permutation(num_alive)[:quota]
-            priorities.append(chosen_priority(chosen, num_tokens=num_alive))
-        return StagePlan(
-            quotas=tuple(quotas), priority=row_priority(layout, priorities), uses_scores=False
-        )
+        ranks = np.zeros(layout.num_rows, np.float32)
+        for span in range(len(layout.spans)):
+            rows = layout.rows(span)
+            ranks[rows[generator.permutation(len(rows))]] = -np.arange(len(rows))
+        return StagePlan(quotas=stage_quotas(pruning, stage, num_stages, layout), ranks=ranks)

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from feather_edge.pruning.plan import StagePlan, row_priority, stage_quotas
-from feather_edge.pruning.selection import chosen_priority
+from feather_edge.pruning.plan import StagePlan, stage_quotas
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,16 +26,11 @@ class Uniform:
 
     def plan(self, pruning: Pruning, stage: int, num_stages: int, layout: Layout) -> StagePlan:
         """Return the plan of a stage; see ``Criterion.plan``."""
-        quotas = stage_quotas(pruning, stage, num_stages, layout)
-        priorities = []
-        for span, quota in enumerate(quotas):
-            image, alive = layout.spans[span], layout.raster(span)
-            rank = bayer_rank(image.height, image.width)[alive]
-            chosen = np.argsort(rank, kind="stable")[:quota]
-            priorities.append(chosen_priority(chosen, num_tokens=len(alive)))
-        return StagePlan(
-            quotas=tuple(quotas), priority=row_priority(layout, priorities), uses_scores=False
-        )
+        ranks = np.zeros(layout.num_rows, np.float32)
+        for span, image in enumerate(layout.spans):
+            rank = bayer_rank(image.height, image.width)
+            ranks[layout.rows(span)] = -rank[layout.raster(span)]
+        return StagePlan(quotas=stage_quotas(pruning, stage, num_stages, layout), ranks=ranks)
 
 
 def bayer_rank(height: int, width: int) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from feather_edge.cli import main
 from feather_edge.errors import CheckpointError
 from feather_edge.export import pipeline
-from feather_edge.pruning import Pruning
+from feather_edge.pruning import Pruning, Region
 from feather_edge.recipes import ExportRecipe, load_recipe
 from feather_edge.runtime.sampling import Sampling
 from feather_edge.runtime.session import Session
@@ -198,6 +199,7 @@ def test_run_streams_the_answer(runner: CliRunner, session: FakeSession) -> None
         "images": [Path("a.png")],
         "prompt": "what is it?",
         "pruning": session.pruning,
+        "regions": (),
         "sampling": Sampling(),
         "max_new_tokens": None,
     }
@@ -215,6 +217,46 @@ def test_run_lays_options_over_the_bundle_s(runner: CliRunner, session: FakeSess
     )
     assert session.asked["sampling"] == Sampling(temperature=0.5, top_p=0.9, seed=0)
     assert session.asked["max_new_tokens"] == 7
+
+
+def test_run_prunes_before_the_decoder(runner: CliRunner, session: FakeSession) -> None:
+    succeed(runner, *ASK, "--pre-prune", "divprune", "--pre-keep-ratio", "0.25")
+    assert session.asked["pruning"] == dataclasses.replace(
+        session.pruning, pre_criterion="divprune", pre_keep_ratio=0.25
+    )
+
+
+def test_a_ratio_for_nothing_is_refused(runner: CliRunner, session: FakeSession) -> None:
+    result = runner.invoke(main, [*ASK, "--pre-keep-ratio", "0.25"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: pre-keep-ratio 0.25 has no effect, since nothing")
+
+
+def test_run_reads_regions(runner: CliRunner, session: FakeSession) -> None:
+    line = "--protect 1,2,3.5,4 --protect 2:0,0,9,9 --forbid 5,5,6,6"
+    succeed(runner, *ASK, *line.split())
+    assert session.asked["regions"] == (
+        Region(box=(1, 2, 3.5, 4)),
+        Region(box=(0, 0, 9, 9), image=2),
+        Region(box=(5, 5, 6, 6), rule="forbid"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("--protect 1,2,3", "'1,2,3' is not a box in pixels such as 10,20,110,90"),
+        ("--protect first:1,2,3,4", "nor 2:10,20,110,90 for the second image"),
+        ("--forbid 1,2,1,4", "forbid region 1,2,1,4 is empty"),
+        ("--forbid 0:1,2,3,4", "image 0 does not exist; they count from 1"),
+    ],
+)
+def test_regions_that_are_none(
+    runner: CliRunner, session: FakeSession, line: str, text: str
+) -> None:
+    result = runner.invoke(main, [*ASK, *line.split()])
+    assert result.exit_code == 2
+    assert text in " ".join(result.stderr.split())
 
 
 def test_run_json_is_the_record(runner: CliRunner, session: FakeSession) -> None:
@@ -287,7 +329,7 @@ def test_doctor_json(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None
 def test_recipes_lists_all(runner: CliRunner) -> None:
     out = succeed(runner, "recipes")
     assert [line for line in out.splitlines() if line.startswith("# ") and ":" not in line] == [
-        "# fastv", "# feather", "# scene-vlm", "# unpruned",
+        "# fastv", "# feather", "# pyramiddrop", "# scene-vlm", "# unpruned",
     ]  # fmt: skip
 
 
@@ -301,13 +343,15 @@ def test_recipes_shows_one_with_every_key(runner: CliRunner) -> None:
         'precision = "fp32"',
         'opset = "both"',
         "seed = 0",
+        'pre_prune = "none"',
+        "pre_keep_ratio = 0.5",
     ]
 
 
 def test_recipes_json(runner: CliRunner) -> None:
     assert json.loads(succeed(runner, "recipes", "unpruned", "--json"))["stages"] == []
     assert set(json.loads(succeed(runner, "recipes", "--json"))) == {
-        "fastv", "feather", "scene-vlm", "unpruned",
+        "fastv", "feather", "pyramiddrop", "scene-vlm", "unpruned",
     }  # fmt: skip
 
 

@@ -48,7 +48,8 @@ def cases(draw: st.DrawFn) -> tuple[Any, PruningSchedule, EngineRecipe]:
     )
     export = ExportRecipe(
         stages=tuple(sorted(stages)),
-        prune=draw(st.sampled_from(["feather", "fastv", "uniform", "none"])),
+        prune=draw(st.sampled_from(["feather", "fastv", "ivc", "uniform", "none"])),
+        pre_prune=draw(st.sampled_from(["none", "divprune"])),
         keep_ratio=(draw(st.floats(0.05, 1)),) * max(1, len(stages)),
         stride=draw(st.integers(0, 4)),
     )

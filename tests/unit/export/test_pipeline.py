@@ -18,7 +18,7 @@ from feather_edge.errors import (
     UnsupportedModelError,
 )
 from feather_edge.export.pipeline import export
-from feather_edge.recipes import ExportRecipe
+from feather_edge.recipes import ExportRecipe, load_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,6 +84,11 @@ def test_recipe_without_pruning_is_one_segment(checkpoint: Path, tmp_path: Path)
 
     assert bundle.manifest.recipe.stages == ()
     assert [g.name for g in bundle.manifest.graphs] == ["vision_encoder", "decoder_0"]
+
+
+def test_three_ratios_have_three_stages(checkpoint: Path, tmp_path: Path) -> None:
+    bundle = export(checkpoint, tmp_path / "bundle", load_recipe("pyramiddrop"))
+    assert bundle.manifest.recipe.stages == (1, 2, 3)
 
 
 def test_recipe_without_pruning_may_still_name_stages(checkpoint: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,11 +17,13 @@ from support.selection import (
 
 from feather_edge.errors import RequestError
 from feather_edge.pruning import Layout, Pruning, VisualSpan, criterion
+from feather_edge.pruning.criteria.ivc import coordinate_rows
 from feather_edge.pruning.criteria.uniform import bayer_rank
 from feather_edge.pruning.selection import stride_grid
 
 PAPER_SIDE = 27
-SCORED = ("feather", "fastv", "fastv-full")
+SCORED = ("feather", "fastv", "fastv-full", "pyramiddrop", "ivc")
+FREQUENCIES = (1e4 ** -np.linspace(0, 1, 8, endpoint=False)).astype(np.float32)
 ALL = (*SCORED, "uniform", "random")
 
 
@@ -29,7 +33,7 @@ def image_layout(*shapes: tuple[int, int], before: int = 1, between: int = 2) ->
     for height, width in shapes:
         spans.append(VisualSpan(start=end, height=height, width=width))
         end += height * width + between
-    return Layout.full(end + 3, spans)
+    return Layout.full(end + 3, spans, frequencies=FREQUENCIES)
 
 
 def run(
@@ -214,8 +218,8 @@ def test_the_second_stage_protects_no_grid_token() -> None:
     first, _ = run(Pruning(), layout)
     plan = criterion("feather").plan(Pruning(), 1, 2, first)
 
-    assert not plan.priority[first.is_visual].any()
-    assert plan.grid is None
+    assert not plan.priority(first)[first.is_visual].any()
+    assert plan.preferred is None
 
 
 def test_grid_of_an_oblong_image() -> None:
@@ -240,7 +244,9 @@ def test_several_images_each_keep_their_share(name: str, selection: str) -> None
         text = before.positions[~before.is_visual]
         assert layout.positions[~layout.is_visual].tolist() == text.tolist()
         counts = [len(layout.rows(span)) for span in range(3)]
-        assert counts[0] == counts[1] > 0
+        assert min(counts[:2]) > 0
+        if (name, selection) != ("ivc", "union"):  # coordinate tokens depend on the position
+            assert counts[0] == counts[1]
         assert counts[2] >= 1
 
 
@@ -261,7 +267,7 @@ def test_a_ratio_per_stage_is_a_share_of_the_original(name: str) -> None:
     assert [a.num_kept for a in after] == [50, 20, 10]
 
 
-@pytest.mark.parametrize("name", ["fastv", "fastv-full", "uniform", "random"])
+@pytest.mark.parametrize("name", ["fastv", "fastv-full", "ivc", "uniform", "random"])
 def test_one_ratio_prunes_once_outside_feather(name: str) -> None:
     after = run(Pruning(criterion=name, keep_ratio=(0.25,)), image_layout((8, 8)))
 
@@ -278,6 +284,67 @@ def test_feather_in_a_bundle_of_one_stage_is_its_first() -> None:
     (after,) = run(Pruning(), image_layout((PAPER_SIDE, PAPER_SIDE)), num_stages=1)
 
     assert after.num_kept == 275
+
+
+# -- PyramidDrop and IVC-Prune ----------------------------------------------------------------
+
+
+def test_pyramiddrop_scores_as_fastv_s_own_code() -> None:
+    plan = criterion("pyramiddrop").plan(
+        Pruning(criterion="pyramiddrop"), 0, 1, image_layout((8, 8))
+    )
+
+    assert (plan.score_rotation, plan.score_domain) == ("rotary", "sequence")
+
+
+@pytest.mark.parametrize("keep_ratio", [(0.5,), (0.5, 0.25, 0.125)])
+def test_published_pyramid_of_llava(keep_ratio: tuple[float, ...]) -> None:
+    pruning = Pruning(criterion="pyramiddrop", keep_ratio=keep_ratio)
+
+    after = run(pruning, image_layout((24, 24)), num_stages=3)
+
+    assert [a.num_kept for a in after] == [288, 144, 72]
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 50))
+def test_coordinate_tokens_one_by_one(height: int, width: int, before: int) -> None:
+    layout = image_layout((height, width), (3, 5), before=before)
+    expected = np.zeros(layout.num_rows, bool)
+    for span in layout.spans:
+        tenth = max(1, span.num_tokens // 10)
+        for turn in (math.cos, math.sin):
+            sums = {
+                m: np.float32(sum(turn(m * float(theta)) for theta in FREQUENCIES))
+                for m in range(span.start, span.start + span.num_tokens)
+            }
+            expected[sorted(sums, key=lambda m, sums=sums: -sums[m])[:tenth]] = True
+
+    assert coordinate_rows(layout).tolist() == expected.tolist()
+
+
+def test_coordinate_tokens_are_kept_at_every_stage() -> None:
+    layout = image_layout((12, 12))
+    coordinates = set(np.flatnonzero(coordinate_rows(layout)))
+
+    assert 14 <= len(coordinates) <= 28
+    for after in run(Pruning(criterion="ivc", keep_ratio=(0.5, 0.25)), layout):
+        assert coordinates <= set(after.positions)
+
+
+def test_coordinate_tokens_beyond_the_quota_are_cut_by_score() -> None:
+    layout = image_layout((12, 12))
+    coordinates = set(np.flatnonzero(coordinate_rows(layout)))
+
+    first, _ = run(Pruning(criterion="ivc", keep_ratio=(0.05,)), layout)
+
+    assert first.num_kept == 7
+    assert set(first.positions[first.is_visual]) <= coordinates
+
+
+def test_ivc_without_frequencies_says_so() -> None:
+    layout = Layout.full(80, [VisualSpan(start=0, height=8, width=8)])
+    with pytest.raises(RequestError, match="ivc needs the decoder's rotary frequencies"):
+        criterion("ivc").plan(Pruning(criterion="ivc"), 0, 1, layout)
 
 
 # -- baselines --------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from feather_edge.errors import RequestError
 from feather_edge.pruning import Layout, Pruning, StagePlan, VisualSpan
-from feather_edge.pruning.plan import row_priority, stage_quotas, stage_ratios
+from feather_edge.pruning.plan import stage_quotas, stage_ratios
 from feather_edge.pruning.selection import ALWAYS, top_k
 
 TWO = Layout.full(
@@ -16,8 +16,7 @@ TWO = Layout.full(
 
 
 def plan_for(layout: Layout, quotas: tuple[int, ...], **options: object) -> StagePlan:
-    zeros = [np.zeros(len(layout.rows(span))) for span in range(len(layout.spans))]
-    return StagePlan(quotas=quotas, priority=row_priority(layout, zeros), **options)
+    return StagePlan(quotas=quotas, **options)
 
 
 def test_text_stays_and_each_image_has_its_quota() -> None:
@@ -33,7 +32,7 @@ def test_union_adds_the_grid_without_repeats() -> None:
     grid[[1, 4]] = True
     scores = np.array([0, 1, 2, 3, 4, 0, 9, 8, 7, 6, 5, 0], np.float32)
 
-    kept = plan_for(TWO, (1, 1), grid=grid).select(scores, TWO)
+    kept = plan_for(TWO, (1, 1), preferred=grid, is_union=True).select(scores, TWO)
 
     assert kept.tolist() == [0, 1, 4, 5, 6, 11]
 
@@ -63,7 +62,7 @@ def test_one_top_k_does_what_select_does(
     )
 
     assert not plan.needs_host
-    rows = top_k(scores + plan.priority, plan.num_kept(layout))
+    rows = top_k(scores + plan.priority(layout), plan.num_kept(layout))
     np.testing.assert_array_equal(rows, plan.select(scores, layout))
 
 
@@ -71,15 +70,15 @@ def test_when_the_host_has_to_choose() -> None:
     grid = np.zeros(12, np.bool_)
 
     assert plan_for(TWO, (1, 1)).needs_host  # a quota per image
-    assert plan_for(TWO, (1, 1), grid=grid).needs_host
-    assert not plan_for(TWO, (1, 1), uses_scores=False).needs_host
+    assert plan_for(TWO, (1, 1), preferred=grid, is_union=True).needs_host
+    assert not plan_for(TWO, (1, 1), ranks=np.zeros(12, np.float32)).needs_host
 
 
 def test_priority_of_text_is_always() -> None:
-    priority = row_priority(TWO, [[1, 2, 3, 4], [5, 6, 7, 8, 9]])
+    priority = plan_for(TWO, (2, 2)).priority(TWO)
 
     assert priority.dtype == np.float32
-    assert priority[TWO.is_visual].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert not priority[TWO.is_visual].any()
     assert set(priority[~TWO.is_visual]) == {ALWAYS}
 
 
@@ -119,10 +118,10 @@ def test_quota_is_a_share_of_what_was_there_before_pruning() -> None:
     pruned = layout.keep(np.arange(40))
     pruning = Pruning(keep_ratio=(0.4, 0.1))
 
-    assert stage_quotas(pruning, 1, 2, pruned) == [10]
+    assert stage_quotas(pruning, 1, 2, pruned) == (10,)
 
 
 def test_quota_is_at_most_what_is_left() -> None:
     layout = Layout.full(100, [VisualSpan(start=0, height=10, width=10)])
 
-    assert stage_quotas(Pruning(keep_ratio=(0.5,)), 1, 2, layout.keep(np.arange(7))) == [7]
+    assert stage_quotas(Pruning(keep_ratio=(0.5,)), 1, 2, layout.keep(np.arange(7))) == (7,)

@@ -23,6 +23,7 @@ def layout_of(*sides: int) -> Layout:
         ({"keep_ratio": (1.01,)}, "keep ratio 1.01 is out of range"),
         ({"keep_ratio": (0.5, -1.0)}, "keep ratio -1.0 is out of range"),
         ({"keep_ratio": (float("nan"),)}, "keep ratio nan is out of range"),
+        ({"pre_keep_ratio": 0.0}, "keep ratio 0.0 is out of range"),
         ({"selection": "best"}, "selection 'best' is unknown; choose fill or union"),
         ({"stride": -1}, r"stride -1 must be 0 \(no grid\) or more"),
         ({"seed": -1}, "seed -1 must be 0 or more"),
@@ -64,13 +65,15 @@ def test_the_bound_is_the_one_that_is_documented() -> None:
 
 
 def test_criteria_by_name() -> None:
-    assert CRITERION_NAMES == ("feather", "fastv", "fastv-full", "uniform", "random", "none")
+    assert CRITERION_NAMES == (
+        "feather", "fastv", "fastv-full", "pyramiddrop", "ivc", "uniform", "random", "none",
+    )  # fmt: skip
     for name in CRITERION_NAMES[:-1]:
         assert criterion(name)
 
 
 @pytest.mark.parametrize("name", ["none", "Feather", "divprune"])
 def test_unknown_criterion(name: str) -> None:
-    message = f"criterion '{name}' is unknown; choose feather, fastv, fastv-full, uniform, random"
+    message = f"criterion '{name}' is unknown; choose feather, fastv, fastv-full, pyramiddrop"
     with pytest.raises(RequestError, match=message):
         criterion(name)

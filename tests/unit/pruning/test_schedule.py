@@ -61,3 +61,11 @@ def test_no_stage_is_one_segment() -> None:
 def test_impossible_stages(stages: tuple[int, ...], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         PruningSchedule(num_layers=8, stages=stages)
+
+
+def test_default_stages_at_each_quarter() -> None:
+    assert PruningSchedule.default(32, num_stages=1).stages == (8,)
+    assert PruningSchedule.default(32, num_stages=3).stages == (8, 16, 24)
+    assert PruningSchedule.default(28, num_stages=3).stages == (7, 14, 21)
+    with pytest.raises(RecipeError, match="4 pruning stages have no default places; name the"):
+        PruningSchedule.default(32, num_stages=4)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from feather_edge import FakeBackend, Session
+from feather_edge import FakeBackend, Region, Session
 from feather_edge.errors import BackendError, BundleError, RequestError
-from feather_edge.pruning import Pruning
+from feather_edge.pruning import PRE_CRITERION_NAMES, Pruning
 from feather_edge.recipes import ExportRecipe
 from feather_edge.runtime.sampling import Sampling
 from feather_edge.runtime.session import default_pruning
@@ -309,6 +309,7 @@ def test_reason_of_a_tiny_image(bundles: BundleFactory) -> None:
     ("pruning", "message"),
     [
         (Pruning(criterion="best"), "criterion 'best' is unknown; choose feather, fastv"),
+        (Pruning(pre_criterion="best"), "before the decoder 'best' is unknown; choose uniform"),
         (Pruning(keep_ratio=(0.5, 0.4, 0.3)), r"3 values, but this bundle has 2 pruning stage"),
         (Pruning(keep_ratio=(0.3, 0.5)), "must not rise from one stage to the next"),
     ],
@@ -318,6 +319,94 @@ def test_pruning_that_does_not_fit_the_bundle(
 ) -> None:
     with pytest.raises(RequestError, match=message):
         answering(bundle, 300).generate(PICTURE, PROMPT, pruning=pruning)
+
+
+@pytest.mark.parametrize("name", PRE_CRITERION_NAMES[:-1])
+def test_pruned_before_the_decoder(bundle: Bundle, name: str) -> None:
+    pruning = Pruning(pre_criterion=name, pre_keep_ratio=0.25, keep_ratio=(0.2, 0.1))
+    session = answering(bundle, 300)
+
+    result = session.generate(PICTURE, PROMPT, pruning=pruning, max_new_tokens=3)
+
+    assert [(s.before_layer, s.criterion, s.num_kept) for s in result.stages] == [
+        (0, name, 16), (1, "feather", 12), (3, "feather", 6),
+    ]  # fmt: skip
+    assert result.stages[0].scores is None
+    assert result.num_visual_tokens == NUM_VISUAL_TOKENS
+    assert result.reason is None
+
+
+def test_pruned_before_an_unsplit_decoder(bundles: BundleFactory) -> None:
+    recipe = ExportRecipe(prune="none", pre_prune="divprune", pre_keep_ratio=0.5)
+    bundle = bundles(num_layers=4, image_size=56, recipe=recipe).bundle
+
+    result = answering(bundle, 300).generate([PICTURE, PICTURE], PROMPT, max_new_tokens=3)
+
+    (stage,) = result.stages
+    assert (stage.before_layer, stage.criterion, stage.num_kept) == (0, "divprune", 64)
+    assert np.bincount(stage.kept_indices // 64).tolist() == [32, 32]
+    assert result.reason is None
+
+
+def test_pruned_only_before_the_decoder(bundle: Bundle) -> None:
+    pruning = Pruning(criterion="none", pre_criterion="uniform", pre_keep_ratio=0.25)
+
+    result = answering(bundle, 300).generate(PICTURE, PROMPT, pruning=pruning, max_new_tokens=1)
+
+    assert [(s.criterion, s.num_kept) for s in result.stages] == [
+        ("uniform", 16), ("none", 16), ("none", 16),
+    ]  # fmt: skip
+
+
+def test_regions_hold_before_the_decoder(bundle: Bundle) -> None:
+    pruning = Pruning(pre_criterion="divprune", pre_keep_ratio=0.05, keep_ratio=(1.0,))
+    regions = [Region(box=(10, 5, 15, 10)), Region(box=(5, 15, 25, 20), rule="forbid")]
+
+    result = answering(bundle, 300).generate(
+        PICTURE, PROMPT, pruning=pruning, regions=regions, max_new_tokens=1
+    )
+
+    first = result.stages[0]
+    assert first.kept_indices.tolist() == [18, 19, 26, 27]
+    assert first.quota_change == 1
+
+
+LEFT_TOP = Region(box=(0, 0, 10, 10))
+
+
+def test_regions_reach_every_stage(bundle: Bundle) -> None:
+    """The picture is 30 x 20; a centre crop leaves 20 x 20 of it to 8 x 8 tokens."""
+    regions = [Region(box=(10, 5, 15, 10)), Region(box=(20, 0, 25, 20), rule="forbid")]
+
+    result = answering(bundle, 300).generate(PICTURE, PROMPT, regions=regions, max_new_tokens=1)
+
+    for stage in result.stages:
+        assert {18, 19, 26, 27} <= set(stage.kept_indices)
+        assert not {6, 7, 14, 15} & set(stage.kept_indices)
+    assert [stage.quota_change for stage in result.stages] == [0, 2]
+    assert [stage.num_kept for stage in result.stages] == [25, 4]
+
+
+def test_regions_of_several_images(bundle: Bundle) -> None:
+    region = Region(box=(10, 5, 15, 10), image=2)
+
+    result = answering(bundle, 300).generate(
+        [PICTURE, PICTURE], PROMPT, regions=[region], max_new_tokens=1
+    )
+
+    assert {64 + 18, 64 + 19, 64 + 26, 64 + 27} <= set(result.stages[-1].kept_indices)
+    assert not {18, 19, 26, 27} & set(result.stages[-1].kept_indices)
+
+
+def test_regions_without_pruning_are_refused(bundle: Bundle) -> None:
+    message = "regions have no effect, since pruning is off; prune, or leave them out"
+    with pytest.raises(RequestError, match=message):
+        answering(bundle, 300).generate(PICTURE, PROMPT, pruning=NONE, regions=[LEFT_TOP])
+
+
+def test_regions_outside_the_picture(bundle: Bundle) -> None:
+    with pytest.raises(RequestError, match="not within image 1, which has 30 x 20 pixels"):
+        answering(bundle, 300).generate(PICTURE, PROMPT, regions=[Region(box=(0, 0, 31, 1))])
 
 
 class NanBackend(FakeBackend):
@@ -378,6 +467,7 @@ def test_record_is_json(bundle: Bundle) -> None:
         "keep_ratio",
         "criterion",
         "selection",
+        "quota_change",
         "kept_indices",
     }
     parts = record["preprocess_ms"] + record["vision_ms"] + record["prefill_ms"]

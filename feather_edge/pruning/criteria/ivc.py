@@ -1,0 +1,60 @@
+"""IVC-Prune's coordinate tokens (ICLR 2026) with FEATHER's score.
+
+Rotary embedding turns position m by the angles m theta_k. Where ``sum_k cos(m theta_k)`` or
+``sum_k sin(m theta_k)`` is largest, the rotation is close to a pure identity or quarter turn, and
+such tokens serve the model as the origin of its coordinates. Which tokens they are depends on
+positions and frequencies alone, never on the picture: the best tenth by either sum.
+
+They go before all others, as FEATHER's grid does; the rest of the quota is filled by attention
+without rotary embedding. A quota too small for them keeps the best-scored of them. There is no
+grid. The paper ranks the rest by value vectors in one middle layer, which the graphs do not give.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from feather_edge.errors import RequestError
+from feather_edge.pruning.plan import StagePlan, stage_quotas
+from feather_edge.pruning.selection import keep_count, top_k
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from feather_edge.pruning.layout import Layout
+    from feather_edge.pruning.request import Pruning
+
+COORDINATE_SHARE = 0.1
+"""Share of an image's tokens that each of the two sums marks."""
+
+
+class Ivc:
+    """RoPE-free attention with rotary coordinate tokens at every stage."""
+
+    def plan(self, pruning: Pruning, stage: int, num_stages: int, layout: Layout) -> StagePlan:
+        """Return the plan of a stage; see ``Criterion.plan``."""
+        return StagePlan(
+            quotas=stage_quotas(pruning, stage, num_stages, layout),
+            preferred=coordinate_rows(layout),
+            is_union=pruning.selection == "union",
+        )
+
+
+def coordinate_rows(layout: Layout) -> NDArray[np.bool_]:
+    """Return which rows [S] are coordinate tokens of their image.
+
+    Raises:
+        RequestError: if the layout does not know the decoder's rotary frequencies.
+    """
+    if layout.frequencies is None:
+        raise RequestError("ivc needs the decoder's rotary frequencies; give them to Layout.full")
+    marked = np.zeros(layout.num_rows, np.bool_)
+    for number, span in enumerate(layout.spans):
+        positions = np.arange(span.start, span.start + span.num_tokens)
+        angles = positions[:, None] * layout.frequencies.astype(np.float64)  # [n, Dh/2]
+        count = keep_count(span.num_tokens, COORDINATE_SHARE)
+        places = [top_k(turn(angles).sum(axis=1), count) for turn in (np.cos, np.sin)]
+        marked[layout.rows(number)] = np.isin(layout.raster(number), np.concatenate(places))
+    return marked
