@@ -79,8 +79,12 @@ class Comparison:
                 raise RequestError(f"{name} are {values}; give at least one, each of them once")
 
     def prunings(self, bundle: Bundle) -> dict[tuple[str, float], Pruning]:
-        """Return the request of each method and ratio, the unpruned one first."""
-        base = default_pruning(bundle)
+        """Return the request of each method and ratio, the unpruned one first.
+
+        Nothing prunes before the decoder, also where the bundle's recipe does: rows compare what
+        the stages inside it do.
+        """
+        base = dataclasses.replace(default_pruning(bundle), pre_criterion="none")
         if self.seed is not None:
             base = dataclasses.replace(base, seed=self.seed)
         found = {UNPRUNED: dataclasses.replace(base, criterion="none")}

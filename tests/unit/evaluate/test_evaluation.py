@@ -12,6 +12,7 @@ from feather_edge.evaluate.tasks import Question, Sample, Task
 from feather_edge.pruning import Layout, VisualSpan
 from feather_edge.pruning.forecast import forecast
 from feather_edge.recipes import ExportRecipe
+from feather_edge.runtime.rotary import rotary_frequencies
 from feather_edge.runtime.session import Session, default_pruning
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def test_equal_budgets_cost_the_same_as_feather(bundles: BundleFactory, ratio: f
     bundle = bundles(num_layers=4).bundle
     image = bundle.manifest.image
     span = VisualSpan(start=2, height=image.grid_height, width=image.grid_width)
-    layout = Layout.full(span.num_tokens + 9, [span])
+    frequencies = rotary_frequencies(bundle.manifest.rotary)
+    layout = Layout.full(span.num_tokens + 9, [span], frequencies=frequencies)
     feather = dataclasses.replace(
         default_pruning(bundle), criterion="feather", keep_ratio=(ratio,)
     )
