@@ -27,13 +27,13 @@ HIDDEN_ALIASES = {"visualize": "visualise"}
 class _LazyGroup(click.Group):
     """Finds command a-b as ``command`` in ``feather_edge.cli.a_b``, and maps errors."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's own
+    def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order in which a newcomer meets them."""
         return list(COMMANDS)
 
     def get_command(
         self,
-        ctx: click.Context,  # noqa: ARG002 - click's own
+        ctx: click.Context,
         cmd_name: str,
     ) -> click.Command | None:
         """Import the module of a command and return its ``command``."""

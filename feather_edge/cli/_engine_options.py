@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import click
 
-from feather_edge.cli._options import all_of, parse_ratios
+from feather_edge.cli._options import all_of
+from feather_edge.cli._parsers import parse_ratios, parse_words
 from feather_edge.recipes import EngineBackend, EngineOpset, EngineProfiles
 
 if TYPE_CHECKING:
@@ -15,40 +15,9 @@ if TYPE_CHECKING:
 
     from feather_edge.cli._options import Callback
 
-__all__ = ["parse_plugin", "recipe_options"]
+__all__ = ["recipe_options"]
 
 _FROM_TARGET = "from the target"
-
-
-def _words(
-    ctx: click.Context,  # noqa: ARG001 - click's own
-    param: click.Parameter,  # noqa: ARG001 - click's own
-    value: str | None,
-) -> tuple[str, ...] | None:
-    """Parse ``a,b``; what the words may be is for the recipe to say."""
-    return None if value is None else tuple(word for word in value.split(",") if word)
-
-
-def parse_plugin(
-    ctx: click.Context,  # noqa: ARG001 - click's own
-    param: click.Parameter,  # noqa: ARG001 - click's own
-    value: str,
-) -> Path | None:
-    """Parse ``none``, ``auto`` or the path of a library.
-
-    Raises:
-        click.BadParameter: if the library does not exist.
-    """
-    if value == "none":
-        return None
-    if value == "auto":
-        from feather_edge.engines.plugin_build import LIBRARY
-
-        path = Path("engines/out") / LIBRARY
-        return path if path.is_file() else None
-    if not Path(value).is_file():
-        raise click.BadParameter(f"{value} is no file; make one with: feather-edge build-plugin")
-    return Path(value)
 
 
 def _limit(
@@ -67,7 +36,7 @@ recipe_options = all_of(
     ),
     click.option(
         "--compute-capabilities",
-        callback=_words,
+        callback=parse_words,
         metavar="N.N[,N.N...]",
         show_default=_FROM_TARGET,
         help="GPUs to build for, such as 8.7; TensorRT itself builds for the one at hand.",
@@ -112,7 +81,7 @@ recipe_options = all_of(
     ),
     click.option(
         "--pool-limit",
-        callback=_words,
+        callback=parse_words,
         metavar="POOL:SIZE[,...]",
         show_default=_FROM_TARGET,
         help="Memory of the builder's pools, such as workspace:2G,tactic_dram:1G.",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
+from feather_edge.cli._parsers import parse_names, parse_ratios, parse_region, parse_stages
 from feather_edge.errors import RequestError
 from feather_edge.recipes import CriterionName, PreCriterionName, SelectionName
 from feather_edge.runtime.backend_names import BACKEND_NAMES, GRAPH_BACKENDS
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from feather_edge.bundle import Bundle
     from feather_edge.pruning import Pruning
-    from feather_edge.pruning.regions import Region, RegionRule
 
 __all__ = [
     "BACKENDS",
@@ -29,10 +29,6 @@ __all__ = [
     "json_option",
     "lay_over",
     "only_given",
-    "parse_names",
-    "parse_ratios",
-    "parse_region",
-    "parse_stages",
     "pruning_options",
     "region_options",
     "require_stages",
@@ -44,101 +40,6 @@ __all__ = [
 BACKENDS = BACKEND_NAMES
 
 Callback = TypeVar("Callback", bound="Callable[..., Any]")
-
-
-def parse_ratios(
-    ctx: click.Context,  # noqa: ARG001 - click's own
-    param: click.Parameter,  # noqa: ARG001 - click's own
-    value: str | None,
-) -> tuple[float, ...] | None:
-    """Parse ``0.5,0.25``: one or more ratios in (0, 1].
-
-    Raises:
-        click.BadParameter: naming what is wrong and what is allowed.
-    """
-    if value is None:
-        return None
-    try:
-        ratios = tuple(float(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(
-            f"{value!r} is not a list of numbers such as 0.5 or 0.5,0.25"
-        ) from None
-    for ratio in ratios:
-        if not 0 < ratio <= 1:
-            raise click.BadParameter(f"{ratio:g} is out of range; a ratio must be in (0, 1]")
-    return ratios
-
-
-def parse_names(
-    ctx: click.Context,  # noqa: ARG001 - click's own
-    param: click.Parameter,  # noqa: ARG001 - click's own
-    value: str | None,
-) -> tuple[str, ...] | None:
-    """Parse ``feather,fastv``, or ``all``: criteria.
-
-    Raises:
-        click.BadParameter: naming what is wrong and what is allowed.
-    """
-    known = get_args(CriterionName)
-    if value is None or value == "all":
-        return None if value is None else tuple(name for name in known if name != "none")
-    names = tuple(part.strip() for part in value.split(","))
-    for name in names:
-        if name not in known:
-            raise click.BadParameter(f"{name!r} is not one of all, {', '.join(known)}")
-    return names
-
-
-def parse_stages(
-    ctx: click.Context,  # noqa: ARG001 - click's own
-    param: click.Parameter,  # noqa: ARG001 - click's own
-    value: str | None,
-) -> tuple[int, ...] | None:
-    """Parse ``8,16``: decoder layers, or ``none`` for an unsplit decoder.
-
-    Raises:
-        click.BadParameter: naming what is wrong and what is allowed.
-    """
-    if value is None:
-        return None
-    try:
-        return () if value == "none" else tuple(int(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(
-            f"{value!r} is not a list of layers such as 8,16, nor none"
-        ) from None
-
-
-def parse_region(
-    ctx: click.Context,  # noqa: ARG001 - click's own
-    param: click.Parameter,
-    values: tuple[str, ...],
-) -> tuple[Region, ...]:
-    """Parse ``x0,y0,x1,y1`` or ``N:x0,y0,x1,y1``; the option's name is the region's rule.
-
-    Raises:
-        click.BadParameter: naming what is wrong and what is allowed.
-    """
-    from feather_edge.pruning.regions import Region
-
-    regions = []
-    for value in values:
-        image, colon, corners = value.rpartition(":")
-        try:
-            x0, y0, x1, y1 = map(float, corners.split(","))
-            number = int(image) if colon else 1
-        except ValueError:
-            raise click.BadParameter(
-                f"{value!r} is not a box in pixels such as 10,20,110,90, nor 2:10,20,110,90 for "
-                f"the second image"
-            ) from None
-        try:
-            rule = cast("RegionRule", param.name)
-            regions.append(Region(box=(x0, y0, x1, y1), rule=rule, image=number))
-        except RequestError as error:
-            raise click.BadParameter(str(error)) from error
-    return tuple(regions)
 
 
 def all_of(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Callback]:
@@ -202,6 +103,12 @@ def pruning_options(
             show_default=default,
             help="Of everything random.",
         ),
+        _pre_pruning_options(default=default),
+    )
+
+
+def _pre_pruning_options(*, default: str) -> Callable[[Callback], Callback]:
+    return all_of(
         click.option(
             "--pre-prune",
             type=click.Choice(get_args(PreCriterionName)),

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from feather_edge.cli._engine_options import parse_plugin, recipe_options
+from feather_edge.cli._engine_options import recipe_options
 from feather_edge.cli._options import emit_json, json_option
+from feather_edge.cli._parsers import parse_plugin
 from feather_edge.cli._progress import build_progress
 
 if TYPE_CHECKING:

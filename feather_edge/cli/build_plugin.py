@@ -8,26 +8,7 @@ from pathlib import Path
 import click
 
 from feather_edge.cli._options import emit_json, json_option
-
-
-def parse_arch(
-    ctx: click.Context,  # noqa: ARG001 - click's own
-    param: click.Parameter,  # noqa: ARG001 - click's own
-    value: str | None,
-) -> tuple[int, ...] | None:
-    """Parse ``87,110``.
-
-    Raises:
-        click.BadParameter: naming what is wrong and what is allowed.
-    """
-    if value is None:
-        return None
-    try:
-        return tuple(int(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(
-            f"{value!r} is not a list of compute capabilities times ten, such as 87 or 87,110"
-        ) from None
+from feather_edge.cli._parsers import parse_arch
 
 
 @click.command(epilog="\b\nExample:\n  feather-edge build-plugin --arch 87")

@@ -13,9 +13,8 @@ from feather_edge.cli._options import (
     emit_json,
     json_option,
     only_given,
-    parse_names,
-    parse_ratios,
 )
+from feather_edge.cli._parsers import parse_names, parse_ratios
 from feather_edge.cli._progress import counting_bar
 from feather_edge.cli._tables import print_table
 

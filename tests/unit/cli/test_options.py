@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import click
 import pytest
 
-from feather_edge.cli import _options
+from feather_edge.cli import _options, _parsers
 from feather_edge.errors import RequestError
 from feather_edge.recipes import ExportRecipe
 from feather_edge.runtime.backends import BACKEND_NAMES
@@ -21,26 +21,26 @@ CONTEXT = click.Context(click.Command("x"))
     ("text", "ratios"), [(None, None), ("0.5", (0.5,)), ("1, .25", (1.0, 0.25))]
 )
 def test_ratios(text: str | None, ratios: tuple[float, ...] | None) -> None:
-    assert _options.parse_ratios(CONTEXT, PARAMETER, text) == ratios
+    assert _parsers.parse_ratios(CONTEXT, PARAMETER, text) == ratios
 
 
 @pytest.mark.parametrize("text", ["", "0.5,", "nan", "-0.1", "1.01", "inf"])
 def test_what_is_no_ratio(text: str) -> None:
     with pytest.raises(click.BadParameter):
-        _options.parse_ratios(CONTEXT, PARAMETER, text)
+        _parsers.parse_ratios(CONTEXT, PARAMETER, text)
 
 
 @pytest.mark.parametrize(
     ("text", "stages"), [(None, None), ("none", ()), ("8", (8,)), ("8, 16", (8, 16))]
 )
 def test_stages(text: str | None, stages: tuple[int, ...] | None) -> None:
-    assert _options.parse_stages(CONTEXT, PARAMETER, text) == stages
+    assert _parsers.parse_stages(CONTEXT, PARAMETER, text) == stages
 
 
 @pytest.mark.parametrize("text", ["", "8,", "8.5", "all"])
 def test_what_is_no_stage(text: str) -> None:
     with pytest.raises(click.BadParameter):
-        _options.parse_stages(CONTEXT, PARAMETER, text)
+        _parsers.parse_stages(CONTEXT, PARAMETER, text)
 
 
 def test_backends_are_the_runtime_s() -> None:
