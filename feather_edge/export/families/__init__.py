@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from feather_edge.export.builder import GraphBuilder
     from feather_edge.export.weights import Weights
     from feather_edge.graphs import DType, GraphSpec
-    from feather_edge.manifest import ImageSpec
+    from feather_edge.images import ImageSpec
 
 FAMILIES = ("llava",)
 """Supported model types; each is a module of this package with ``read(checkpoint)``."""

@@ -18,7 +18,7 @@ from feather_edge.export.families import FamilyModel
 from feather_edge.export.operators import activation, linear
 from feather_edge.export.weights import Weights
 from feather_edge.graphs import vision_encoder_spec
-from feather_edge.manifest import ImageSpec
+from feather_edge.images import RasterImages
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -65,10 +65,9 @@ def read(checkpoint: Checkpoint) -> FamilyModel:
         text=text,
         vision=vision,
         weights=Weights(checkpoint, PREFIXES),
-        image=ImageSpec(
+        image=RasterImages(
             token_id=_image_token_id(raw),
-            grid_height=side,
-            grid_width=side,
+            grid=(side, side),
             preprocess=_preprocess(checkpoint, vision),
         ),
         write_vision_encoder=partial(
