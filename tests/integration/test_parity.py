@@ -38,8 +38,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{
         f"{vision}-{text}": {"vision": vision, "text": text}
         for vision in ("clip", "siglip")
-        for text in ("llama", "mistral", "qwen2")
+        for text in ("llama", "mistral", "qwen2", "qwen3")
     },
+    "biases-qwen3": {"text": "qwen3", "attention_bias": True, "head_dim": 8},
     "biases": {"attention_bias": True, "mlp_bias": True},
     "no-projector-bias": {"llava_overrides": {"multimodal_projector_bias": False}},
     "wide-heads": {"head_dim": 24},
@@ -113,7 +114,16 @@ def test_unpruned_logits_of_the_shipped_model(bundles: BundleFactory, opset: str
 
 @pytest.mark.parametrize(
     "variant",
-    ["clip-llama", "siglip-mistral", "clip-qwen2", "biases", "one-key-head", "tied", "gelu-mlp"],
+    [
+        "clip-llama",
+        "siglip-mistral",
+        "clip-qwen2",
+        "siglip-qwen3",
+        "biases",
+        "one-key-head",
+        "tied",
+        "gelu-mlp",
+    ],
 )
 def test_the_older_operators_compute_the_same(bundles: BundleFactory, variant: str) -> None:
     exported = bundles(num_layers=4, recipe=ExportRecipe(opset="18"), **VARIANTS[variant])

@@ -108,13 +108,13 @@ def open_pair(exported: Exported) -> Pair:
     )
 
 
-TEXTS = ("llama", "mistral", "qwen2")
+TEXTS = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @pytest.fixture(scope="module", params=TEXTS)
 def tiny(request: pytest.FixtureRequest, bundles: BundleFactory) -> Pair:
     """Sixty-four visual tokens, six layers, pruned before layers 2 and 4."""
-    vision = "siglip" if request.param == "qwen2" else "clip"
+    vision = "siglip" if request.param.startswith("qwen") else "clip"
     exported = bundles(
         text=request.param,
         vision=vision,

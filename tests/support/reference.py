@@ -190,14 +190,17 @@ class ReferenceVlm:
 
     @contextmanager
     def _captured_projections(self, layer: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Catch the outputs of q_proj and k_proj [S, heads * Dh] while the layer runs."""
+        """Catch queries and keys before rotary embedding, [S, heads * Dh], as the layer runs."""
         captured: dict[str, torch.Tensor] = {}
         attention = self.decoder.layers[layer].self_attn
+        last = "norm" if hasattr(attention, "q_norm") else "proj"
         hooks = [
-            getattr(attention, name).register_forward_hook(
-                lambda _module, _args, output, name=name: captured.__setitem__(name, output[0])
+            getattr(attention, f"{part}_{last}").register_forward_hook(
+                lambda _module, _args, output, part=part: captured.__setitem__(
+                    part, output[0].flatten(1)
+                )
             )
-            for name in ("q_proj", "k_proj")
+            for part in ("q", "k")
         ]
         yield captured
         for hook in hooks:
@@ -208,8 +211,9 @@ class ReferenceVlm:
     ) -> torch.Tensor:
         """Attention [S] of the last row, mean over heads; zero where the softmax does not look."""
         attention = self.decoder.layers[layer].self_attn
-        query = captured["q_proj"].unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
-        key = captured["k_proj"].unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
+        query, key = (
+            captured[part].unflatten(-1, (-1, attention.head_dim)).transpose(0, 1) for part in "qk"
+        )
         if method not in {"feather", "ivc"}:
             rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
             cos, sin = self.decoder.rotary_emb(rows.hidden, position_ids=rows.positions)

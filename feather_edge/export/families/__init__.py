@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from feather_edge.checkpoint.config import TextConfig, VisionConfig
     from feather_edge.checkpoint.reader import Checkpoint
+    from feather_edge.checkpoint.text_config import TextConfig
+    from feather_edge.checkpoint.vision_config import VisionConfig
     from feather_edge.export.builder import GraphBuilder
     from feather_edge.export.weights import Weights
     from feather_edge.graphs import DType, GraphSpec

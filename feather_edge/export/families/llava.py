@@ -10,8 +10,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from feather_edge.checkpoint.config import text_config, vision_config
 from feather_edge.checkpoint.preprocessing import read_preprocess_config
+from feather_edge.checkpoint.text_config import text_config
+from feather_edge.checkpoint.vision_config import vision_config
 from feather_edge.errors import CheckpointError, UnsupportedModelError
 from feather_edge.export.blocks.vision import vision_tower
 from feather_edge.export.families import FamilyModel
@@ -23,9 +24,10 @@ from feather_edge.images import RasterImages
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from feather_edge.checkpoint.config import TextConfig, VisionConfig
     from feather_edge.checkpoint.preprocessing import PreprocessConfig
     from feather_edge.checkpoint.reader import Checkpoint
+    from feather_edge.checkpoint.text_config import TextConfig
+    from feather_edge.checkpoint.vision_config import VisionConfig
     from feather_edge.export.builder import GraphBuilder
     from feather_edge.graphs import DType, GraphSpec
 
