@@ -274,7 +274,7 @@ KINDS = {
 
 
 def main(kind: str, source: str, num_examples: int) -> None:
-    """Fuzz one kind of file in a copy of the bundle ``source``; its last line on stdout is how many were seen."""
+    """Fuzz one kind of file in a copy of a bundle; the last line on stdout counts examples."""
     faulthandler.enable()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a hang ends the process
     with tempfile.TemporaryDirectory() as folder:
