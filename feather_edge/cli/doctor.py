@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
 @json_option
 def command(*, bundle: Path | None, as_json: bool) -> None:
-    """Tell what works on this machine, what to install, and whether BUNDLE loads here.
+    """Tell what works on this machine, and what to install.
 
     Reads what the machine and the installed packages say of themselves, runs a one-node graph on
     every backend that this version supports, and with BUNDLE opens its graphs and its engines.

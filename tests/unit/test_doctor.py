@@ -134,6 +134,7 @@ def test_engines_are_loaded_for_every_target(
     bundle = bundle_with_engines(exported.bundle, tmp_path / "bundle")
     tried: list[tuple[str, ...]] = []
     monkeypatch.setattr(doctor, "_probe", lambda *arguments: tried.append(arguments))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
 
     loadings = doctor.examine(bundle.path).bundle
 

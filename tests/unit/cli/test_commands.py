@@ -309,9 +309,11 @@ def test_doctor(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("feather_edge.doctor.examine", lambda _bundle: REPORT)
     assert succeed(runner, "doctor").splitlines() == [
         "feather-edge 0.1.0, Python 3.11, Linux, aarch64, glibc 2.35, 6 cores",
-        "board NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super, JetPack 6.2, "
-        "L4T 36.4.3, CUDA 12.6.11, TensorRT 10.3.0.30, driver 540.4.0, GPU sm 8.7, "
-        "GPU clock now 306 MHz of 1020, power mode 15W, memory 5957 of 7619 MiB free, swap 0 MiB",
+        (
+            "board NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super, JetPack 6.2, "
+            "L4T 36.4.3, CUDA 12.6.11, TensorRT 10.3.0.30, driver 540.4.0, GPU sm 8.7, "
+            "GPU clock now 306 MHz of 1020, power mode 15W, memory 5957 of 7619 MiB free, swap 0 MiB"
+        ),
         "",
         "onnxruntime     cuda      missing   pip install 'feather-edge[gpu]'",
         "fake            none      works",
