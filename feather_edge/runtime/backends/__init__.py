@@ -49,6 +49,10 @@ def create_backend(
             f"target {target} names engines, but backend {name} runs ONNX graphs; choose "
             f"{' or '.join(ENGINE_BACKENDS)}, or leave the target out"
         )
+    if name == "openvino":
+        from feather_edge.runtime.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend()
     from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend()
