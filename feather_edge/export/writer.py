@@ -45,7 +45,7 @@ class GraphWriter:
         models = {}
         for form in spec.forms:
             builder = GraphBuilder(
-                spec, self.weights, dtype=self.dtype, dialect=DIALECTS[form.opset]
+                spec.of(form), self.weights, dtype=self.dtype, dialect=DIALECTS[form.opset]
             )
             model = compose(builder)
             if form.opset == OLDEST_OPSET:

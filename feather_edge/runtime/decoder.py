@@ -14,7 +14,7 @@ import numpy as np
 from feather_edge.errors import BackendError
 from feather_edge.pruning.criteria import criterion
 from feather_edge.pruning.scores import score_mask
-from feather_edge.runtime.kv_cache import SegmentCache
+from feather_edge.runtime.kv_cache import segment_cache
 from feather_edge.runtime.rotary import rotary_tables
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class DecoderChain:
         manifest: BundleManifest,
         schedule: PruningSchedule,
         backend: Backend,
+        *,
+        max_new_tokens: int,
     ) -> None:
         self._graphs = graphs
         self._manifest = manifest
@@ -75,8 +77,7 @@ class DecoderChain:
         self._backend = backend
         self._dtype = manifest.graphs[0].inputs[0].dtype
         self._caches = [
-            SegmentCache(segment, manifest.decoder, backend=backend, dtype=self._dtype)
-            for segment in schedule.segments
+            segment_cache(graph, backend, max_new_tokens=max_new_tokens) for graph in graphs
         ]
         self.next_position = 0
 
@@ -204,15 +205,16 @@ class DecoderChain:
     def _segment_inputs(
         self, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, *, num_rows: int
     ) -> dict[str, Tensor]:
-        past = self._caches[index].length
-        # Row i sits in slot past + i and sees every slot up to its own.
-        mask = np.tril(np.ones((num_rows, past + num_rows), np.bool_), past)
+        cache = self._caches[index]
+        cache_inputs = cache.inputs(num_rows)
+        # Row i sits in slot length + i and sees every slot up to its own.
+        mask = np.tril(np.ones((num_rows, cache.num_seen(num_rows)), np.bool_), cache.length)
         return {
             "inputs_embeds" if index == 0 else "hidden_states": hidden,
             "cos": cos,
             "sin": sin,
             "attention_mask": self._backend.upload(mask[None, None]),
-            **self._caches[index].inputs(),
+            **cache_inputs,
         }
 
     def _run(self, index: int, inputs: dict[str, Tensor], *, num_rows: int) -> dict[str, Tensor]:

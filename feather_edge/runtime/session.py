@@ -182,7 +182,7 @@ class Session:
         with watch.stage("prefill"):
             embeds = self._embeddings[prompt_ids]  # [S, D]
             embeds[layout.is_visual] = features
-            run = self._begin(layout, pruning)
+            run = self._begin(layout, pruning, limit)
             logits = run.prefill(embeds)
         # 5. Decode: each token passes the same graphs, over each segment's own cache.
         answer = Answer(limit=limit, decoder=self._prompt.stream_decoder())
@@ -244,7 +244,7 @@ class Session:
         outputs = self._vision.run({"pixel_values": self._backend.upload(typed)})
         return self._backend.download(outputs["image_features"])
 
-    def _begin(self, layout: Layout, pruning: Pruning) -> Run:
+    def _begin(self, layout: Layout, pruning: Pruning, max_new_tokens: int) -> Run:
         schedule = self.bundle.schedule
         if pruning.criterion != "none":
             criterion(pruning.criterion)  # unknown is wrong also where nothing can be pruned
@@ -253,7 +253,13 @@ class Session:
         reason = unpruned_reason(pruning, layout, len(schedule.stages))
         if reason and (layout.is_protected | layout.is_forbidden).any():
             raise RequestError(f"regions have no effect, since {reason}; prune, or leave them out")
-        chain = DecoderChain(self._decoders, self.bundle.manifest, schedule, self._backend)
+        chain = DecoderChain(
+            self._decoders,
+            self.bundle.manifest,
+            schedule,
+            self._backend,
+            max_new_tokens=max_new_tokens,
+        )
         return Run(chain=chain, layout=layout, pruning=None if reason else pruning, reason=reason)
 
     def _result(self, watch: Stopwatch, layout: Layout, run: Run, answer: Answer) -> Result:

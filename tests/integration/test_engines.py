@@ -105,7 +105,7 @@ def test_a_decoder_of_realistic_width(tmp_path: Path, opset: str) -> None:
     sizes = SIZES | {"num_hidden_layers": 4}
     checkpoint = write_checkpoint(CHECKPOINT, tmp_path / "checkpoint", sizes)
     wide = export(
-        checkpoint, tmp_path / "bundle", ExportRecipe(precision="fp16", stages=(2,), opset="both")
+        checkpoint, tmp_path / "bundle", ExportRecipe(precision="fp16", stages=(2,), opset="all")
     )
     report = build_engines(wide, rtx(opset=opset), target="rtx")
     weights = [wide.manifest.files[spec.weights_file].num_bytes for spec in wide.decoders]

@@ -190,7 +190,7 @@ RATIO = st.floats(0.001, 1)
     stride=st.integers(0, 9),
     selection=st.sampled_from(["fill", "union"]),
     precision=st.sampled_from(["fp32", "fp16"]),
-    opset=st.sampled_from(["18", "23", "both"]),
+    opset=st.sampled_from(["18", "23", "24", "all"]),
     seed=st.integers(0, 2**31),
 )
 def test_a_description_is_a_recipe_again(

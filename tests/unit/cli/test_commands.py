@@ -341,7 +341,7 @@ def test_recipes_shows_one_with_every_key(runner: CliRunner) -> None:
         "stride = 3",
         'selection = "fill"',
         'precision = "fp32"',
-        'opset = "both"',
+        'opset = "all"',
         "seed = 0",
         'pre_prune = "none"',
         "pre_keep_ratio = 0.5",

@@ -11,9 +11,9 @@ from support.engines import job_for, profile_of
 
 from feather_edge.engines import _device
 from feather_edge.engines.commands import polygraphy_command
-from feather_edge.engines.function_strip import without_functions
 from feather_edge.engines.jobs import Device, Environment
 from feather_edge.engines.memory import pool_bytes
+from feather_edge.engines.model_copy import with_model_copy
 from feather_edge.engines.timing_cache import timing_cache_file
 from feather_edge.recipes import EngineRecipe
 
@@ -93,10 +93,10 @@ def test_a_copy_without_functions_finds_its_weights(
     bundle = bundles(num_layers=4).bundle
     model = bundle.path / bundle.decoders[0].forms[1].file
     job = job_for(model, result=str(tmp_path / "r"), strip_functions=True)
-    with without_functions(job) as stripped:
+    with with_model_copy(job) as stripped:
         copy = onnx.load(stripped.model)  # with its weights
         assert not copy.functions
         assert len(copy.graph.node) == len(onnx.load(model).graph.node)
     assert not list(model.parent.glob(".*"))
-    with without_functions(job_for(model)) as untouched:
+    with with_model_copy(job_for(model)) as untouched:
         assert untouched.model == str(model)
