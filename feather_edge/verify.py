@@ -67,6 +67,7 @@ def verify(
     *,
     backend: str,
     target: str | None = None,
+    cuda_graphs: bool = True,
     opset: int | None = None,
     samples: Sequence[Sample] = (),
     layers: bool = False,
@@ -80,6 +81,7 @@ def verify(
         backend: ``onnxruntime``, which then runs another form of the graphs, or one that runs
             engines.
         target: whose engines; None takes those of the only target.
+        cuda_graphs: whether decode steps of engines may be captured.
         opset: of the form that ``onnxruntime`` runs; None takes the oldest.
         samples: what to ask; none takes shipped scenes.
         layers: also compare what each layer gives; ONNX forms only.
@@ -100,7 +102,8 @@ def verify(
         expected = [_answer(session, sample, recorder=recorder) for sample in samples]
     # 3. The backend under test runs every graph on the same inputs, 4. and answers on its own.
     if opset is None:
-        tested, name = create_backend(backend, bundle, target=target), backend
+        tested = create_backend(backend, bundle, target=target, cuda_graphs=cuda_graphs)
+        name = backend
     else:
         tested = _FormBackend(bundle, opset, layers=layers)
         name = f"{backend} with opset {opset}"
@@ -110,6 +113,7 @@ def verify(
             _compare_answers(sample.name, _answer(session, sample), answer)
             for sample, answer in zip(samples, expected, strict=True)
         )
+        notes = session.notes
     if lowest_cosine is None:
         lowest_cosine = LOWEST_COSINE[bundle.manifest.recipe.precision]
     return VerifyReport(
@@ -121,6 +125,7 @@ def verify(
         tensors=worst_samples(tensors),
         kept=tuple(kept),
         answers=answers,
+        notes=notes,
         first_bad=next((each for each in tensors if each.is_bad(lowest_cosine)), None),
     )
 

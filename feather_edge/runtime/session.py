@@ -80,6 +80,7 @@ class Session:
         *,
         backend: str | Backend = "auto",
         target: str | None = None,
+        cuda_graphs: bool = True,
     ) -> Session:
         """Open a bundle.
 
@@ -88,6 +89,8 @@ class Session:
             backend: a backend's name, or one of your own.
             target: whose engines a TensorRT backend runs, as ``agx-orin-64gb``; None takes those
                 of the only target there is.
+            cuda_graphs: whether TensorRT's decode steps may be captured as CUDA graphs, which
+                happens where KV caches are updated in place; ``notes`` say why not.
 
         Raises:
             BundleError: if the folder is no valid bundle.
@@ -95,9 +98,12 @@ class Session:
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if isinstance(backend, str):
-            return cls(opened, create_backend(backend, opened, target=target))
-        if target is not None:
-            raise BackendError(f"target {target} goes with a backend's name, not with your own")
+            return cls(
+                opened, create_backend(backend, opened, target=target, cuda_graphs=cuda_graphs)
+            )
+        if target is not None or not cuda_graphs:
+            option = "cuda_graphs" if target is None else f"target {target}"
+            raise BackendError(f"{option} goes with a backend's name, not with your own")
         return cls(opened, backend)
 
     def __enter__(self) -> Self:
@@ -110,6 +116,11 @@ class Session:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to know of how this session's backend runs, such as what it leaves out."""
+        return self._backend.notes
 
     def close(self) -> None:
         """Let go of graphs, weights and device; a closed session can only be closed again."""
@@ -287,6 +298,7 @@ class Session:
             backend=self._backend.name,
             device=self._backend.device,
             precision=self.bundle.manifest.recipe.precision,
+            notes=self.notes,
         )
 
 
