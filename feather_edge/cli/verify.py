@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     "--backend",
     type=click.Choice([name for name in BACKENDS if name != "auto"]),
     required=True,
-    help="What to compare with ONNX Runtime: engines, or with onnxruntime the other opset.",
+    help="What to compare with ONNX Runtime: engines, or with onnxruntime another opset.",
 )
 @engine_run_options
 @click.option(
     "--opset",
     type=click.IntRange(min=1),
     show_default="the oldest",
-    help="With onnxruntime: the form of the graphs to compare with the newest one.",
+    help="With onnxruntime: the form of the graphs to compare with the one that it runs.",
 )
 @click.option(
     "--image",

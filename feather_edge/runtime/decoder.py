@@ -138,7 +138,8 @@ class DecoderChain:
             num_stages = len(self._schedule.stages)
             plan = criterion(pruning.criterion).plan(pruning, index, num_stages, layout)
         num_leaving = _num_leaving(plan, layout)
-        self._check_room(index, num_leaving, self._graphs[index].limits.max_kept)
+        change = 0 if plan is None else plan.quota_change(layout)
+        self._check_room(index, num_leaving, self._graphs[index].limits.max_kept, change)
         inputs = {
             **self._segment_inputs(index, rows.hidden, rows.cos, rows.sin, num_rows=num_rows),
             **self._plan_inputs(plan, layout, num_kept=num_leaving),
@@ -154,7 +155,6 @@ class DecoderChain:
         else:
             kept = self._backend.download(outputs["kept_indices"])[0]
             survivors = [outputs[n] for n in ("kept_hidden_states", "kept_cos", "kept_sin")]
-        change = 0 if plan is None else plan.quota_change(layout)
         self._check_room(index, len(kept), self._graphs[index + 1].limits.max_rows, change)
         hidden, cos, sin = survivors
         pruned = _Rows(hidden=hidden, cos=cos, sin=sin, layout=layout.keep(kept))
@@ -166,9 +166,7 @@ class DecoderChain:
             quota_change=change,
         )
 
-    def _check_room(
-        self, index: int, num_kept: int, limit: int | None, quota_change: int = 0
-    ) -> None:
+    def _check_room(self, index: int, num_kept: int, limit: int | None, quota_change: int) -> None:
         """Refuse a stage that keeps more rows than the graphs around it were built for."""
         if limit is None or num_kept <= limit:
             return

@@ -155,7 +155,7 @@ def test_a_missing_file_is_refused() -> None:
         ({"seed": -1}, "seed is -1; it must be 0 or more"),
         ({"prune": "best"}, "prune is 'best'; choose feather"),
         ({"selection": "some"}, "selection is 'some'; choose fill, union"),
-        ({"opset": "19"}, "opset is '19'; choose 18, 23, both"),
+        ({"opset": "19"}, "opset is '19'; choose 18, 23, 24, all"),
         ({"precision": "fp8"}, "precision is 'fp8'; choose fp32, fp16"),
     ],
 )  # fmt: skip

@@ -168,7 +168,11 @@ class FakeSession:
     def __exit__(self, *_: object) -> None:
         self.closed = True
 
-    def open(self, bundle: Path, *, backend: str, target: str | None) -> FakeSession:
+    notes = ()
+
+    def open(
+        self, bundle: Path, *, backend: str, target: str | None, cuda_graphs: bool
+    ) -> FakeSession:
         self.opened = (bundle, backend, target)
         return self
 
