@@ -73,6 +73,11 @@ _ERRORS = (
         "TensorRT does not know this operator; register its library with --plugin LIB, or export "
         "the bundle again: graphs of feather-edge need no plugin",
     ),
+    _Rule(
+        r"must have a static sequence length",
+        "TensorRT reads the capacity of caches in place from the graph, into a copy of which "
+        "build-engine writes it; build with that command, or use --opset 23",
+    ),
     _Rule(r"K exceeds the maximum value", _FEWER_ROWS),
     _Rule(
         r"must have (the )?same (input )?types?",

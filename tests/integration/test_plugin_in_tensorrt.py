@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 import pytest
+from support.engines import job_for
 
+from feather_edge.engines.model_copy import with_model_copy
 from feather_edge.engines.plugin_build import build_plugin
+from feather_edge.graphs import CACHE_CAPACITY
 from feather_edge.recipes import ExportRecipe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from support.bundles import BundleFactory
 
 TWIN = Path(__file__).parent.parent / "support" / "tensorrt_rtx_twin.py"
@@ -31,11 +36,17 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["decoder_0.onnx", "decoder_0.opset18.onnx"])
-def graph(request: pytest.FixtureRequest, bundles: BundleFactory) -> Path:
+@pytest.fixture(
+    scope="module",
+    params=["decoder_0.onnx", "decoder_0.opset18.onnx", "decoder_0.opset24.onnx"],
+)
+def graph(request: pytest.FixtureRequest, bundles: BundleFactory) -> Iterator[Path]:
     """The first segment in fp16, for each opset."""
     bundle = bundles(recipe=ExportRecipe(precision="fp16")).bundle
-    return Path(bundle.path / "onnx" / request.param)
+    fixed_dims = {CACHE_CAPACITY: 2048} if "opset24" in request.param else {}
+    job = job_for(bundle.path / "onnx" / request.param, fixed_dims=fixed_dims)
+    with with_model_copy(job) as ready:
+        yield Path(ready.model)
 
 
 @pytest.fixture(scope="module")
