@@ -119,8 +119,8 @@ class Session:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What there is to know of how this session's backend runs, such as what it leaves out."""
-        return self._backend.notes
+        """What there is to know of how the backend runs, such as what it leaves out; none closed."""
+        return self._backend.notes if self._is_open else ()
 
     def close(self) -> None:
         """Let go of graphs, weights and device; a closed session can only be closed again."""
