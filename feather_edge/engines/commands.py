@@ -15,12 +15,12 @@ __all__ = ["polygraphy_command"]
 def polygraphy_command(job: EngineJob, *, output: str) -> str:
     """Return the ``polygraphy convert`` that does what a job does, profiles in order.
 
-    Sizes that the parser must know are fixed first, in a copy of the graph.
+    Sizes that the parser must know are fixed first, in a copy of the graph beside the engine.
     """
     prefix = "POLYGRAPHY_USE_TENSORRT_RTX=1 " if job.backend == "tensorrt-rtx" else ""
     model = job.model
     for name, size in job.fixed_dims.items():
-        fixed = str(Path(model).with_suffix(f".{name}.onnx"))
+        fixed = str(Path(output).with_suffix(".onnx"))
         fix = ["python", "-m", "onnxruntime.tools.make_dynamic_shape_fixed"]
         fix += ["--dim_param", name, "--dim_value", str(size), model, fixed]
         prefix, model = f"{shlex.join(fix)} && {prefix}", fixed

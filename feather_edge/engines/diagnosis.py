@@ -75,8 +75,8 @@ _ERRORS = (
     ),
     _Rule(
         r"must have a static sequence length",
-        "TensorRT reads the capacity of caches in place from the graph, into a copy of which "
-        "build-engine writes it; build with that command, or use --opset 23",
+        "TensorRT wants the capacity of caches in place in the graph, and build-engine puts it "
+        "there; build with that command, or use --opset 23",
     ),
     _Rule(r"K exceeds the maximum value", _FEWER_ROWS),
     _Rule(

@@ -25,8 +25,8 @@ class EngineJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         pool_limits: bytes of a memory pool, by its name in TensorRT.
         timing_cache: file to read and write, or None.
         plugin: library to register before parsing, or None.
-        strip_functions: whether to parse a copy without functions, so that the plugin is found.
-        fixed_dims: sizes of named dimensions that a copy has instead of the names.
+        strip_functions: whether to parse without functions, so that the plugin is found.
+        fixed_dims: sizes of named dimensions, parsed instead of the names.
         decomposable_attention: whether attention may run without a fused kernel.
     """
 

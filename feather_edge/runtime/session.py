@@ -119,7 +119,7 @@ class Session:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What there is to know of how the backend runs, such as what it leaves out; none closed."""
+        """What there is to know of how the backend runs, such as what it leaves out."""
         return self._backend.notes if self._is_open else ()
 
     def close(self) -> None:
