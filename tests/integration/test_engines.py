@@ -121,7 +121,7 @@ def test_a_decoder_of_realistic_width(tmp_path: Path, opset: str) -> None:
         assert Path(job.engine).stat().st_size < 0.4 * engine.bytes
 
 
-def test_the_file_on_disk_leaves_the_capacity_open(bundle: Bundle) -> None:
+def test_the_file_on_disk_leaves_the_capacity_open(bundle: Bundle, tmp_path: Path) -> None:
     """TensorRT is told it on the way, and would read no other graph."""
     limits = {"max_prompt_tokens": 100, "max_visual_tokens": 256, "max_cache_capacity": 700}
     build_engines(bundle, rtx(opset="24", **limits), target="rtx-700")
@@ -130,9 +130,12 @@ def test_the_file_on_disk_leaves_the_capacity_open(bundle: Bundle) -> None:
     caches = {n: r for n, r in record.profiles[0].inputs.items() if "past_key_values" in n}
     assert {span.max[2] for span in caches.values()} == {700}
     (form,) = (form for form in bundle.decoders[1].forms if form.opset == 24)
-    job = job_for(bundle.path / form.file, *record.profiles)
+    job = job_for(
+        bundle.path / form.file, *record.profiles,
+        engine=str(tmp_path / "engine"), result=str(tmp_path / "result"),
+    )  # fmt: skip
     with pytest.raises(BuildError, match="must have a static sequence length .*--opset 23"):
-        run_job(job, log=bundle.path / "log", timeout_s=120, on_phase=None)
+        run_job(job, log=tmp_path / "log", timeout_s=120, on_phase=None)
 
 
 def test_the_command(bundle: Bundle) -> None:
