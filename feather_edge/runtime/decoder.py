@@ -15,7 +15,7 @@ from feather_edge.errors import BackendError
 from feather_edge.pruning.criteria import criterion
 from feather_edge.pruning.scores import score_mask
 from feather_edge.runtime.kv_cache import SegmentCache
-from feather_edge.runtime.rotary import rotary_tables
+from feather_edge.runtime.rotary import prompt_coordinates, rotary_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,14 +93,15 @@ class DecoderChain:
         Returns:
             Logits [V] of the next token, and what each stage did.
         """
-        cos, sin = self._tables(layout.positions)
+        coordinates = self._coordinates(layout)
+        cos, sin = self._tables(coordinates[:, layout.positions])
         rows = _Rows(hidden=self._upload(embeds[None]), cos=cos, sin=sin, layout=layout)
         stages: list[PrunedStage] = []
         for index, before_layer in enumerate(self._schedule.stages):
             rows, stage = self._prefill_segment(index, rows, pruning, before_layer)
             stages.append(stage)
         logits = self._last_segment(rows)
-        self.next_position = layout.num_positions
+        self.next_position = int(coordinates.max()) + 1
         return logits, stages
 
     def decode_step(self, embed: NDArray[Any]) -> NDArray[np.float32]:
@@ -173,7 +174,8 @@ class DecoderChain:
             identity = self._identity_tables(layout.num_rows)
             return self._prune_inputs(zeros, zeros, *identity, num_kept=layout.num_rows)
         if plan.score_rotation == "rotary":
-            cos, sin = rotary_tables(self._manifest.rotary, layout.positions)
+            coordinates = self._coordinates(layout)[:, layout.positions]
+            cos, sin = rotary_tables(self._manifest.rotary, coordinates)
             tables = (cos[None], sin[None])
         else:
             tables = self._identity_tables(layout.num_rows)
@@ -238,8 +240,12 @@ class DecoderChain:
         logits: NDArray[np.float32] = self._backend.download(outputs["logits"])[0, -1]
         return logits
 
-    def _tables(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        cos, sin = rotary_tables(self._manifest.rotary, positions)
+    def _coordinates(self, layout: Layout) -> NDArray[np.int64]:
+        """Return what turns each row of the unpruned prompt, [axes, rows]."""
+        return prompt_coordinates(self._manifest.rotary, layout.num_positions, layout.spans)
+
+    def _tables(self, coordinates: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        cos, sin = rotary_tables(self._manifest.rotary, coordinates)
         return self._upload(cos[None]), self._upload(sin[None])
 
     def _identity_tables(self, num_rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -27,9 +27,8 @@ from feather_edge.runtime.prompt import PromptFormatter
 from feather_edge.runtime.regions import mark_regions
 from feather_edge.runtime.request import Answer, Run
 from feather_edge.runtime.result import Result, Token
-from feather_edge.runtime.rotary import rotary_frequencies
 from feather_edge.runtime.sampling import Sampler, Sampling
-from feather_edge.runtime.spans import place_spans
+from feather_edge.runtime.spans import place_spans, prompt_layout
 from feather_edge.runtime.timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -210,11 +209,8 @@ class Session:
         pictures: Sequence[Image.Image],
         regions: Sequence[Region],
     ) -> Layout:
-        layout = Layout.full(
-            len(encoded.prompt_ids),
-            place_spans(prepared.rasters, encoded.is_image),
-            frequencies=rotary_frequencies(self.bundle.manifest.rotary),
-        )
+        spans = place_spans(prepared.rasters, encoded.is_image)
+        layout = prompt_layout(self.bundle.manifest.rotary, len(encoded.prompt_ids), spans)
         sizes = [picture.size for picture in pictures]
         return mark_regions(layout, regions, sizes, prepared.rasters)
 
@@ -238,15 +234,16 @@ class Session:
 
     def _encode_images(self, prepared: PreparedImages) -> NDArray[Any]:
         spec = self.bundle.vision_encoder
-        if not prepared.inputs:
-            return np.empty((0, self.bundle.manifest.decoder.hidden_size), spec.outputs[0].dtype)
-        inputs = {
-            tensor.name: self._backend.upload(
-                np.ascontiguousarray(prepared.inputs[tensor.name], dtype=tensor.dtype)
-            )
-            for tensor in spec.inputs
-        }
-        features = self._backend.download(self._vision.run(inputs)["image_features"])
+        parts = [np.empty((0, self.bundle.manifest.decoder.hidden_size), spec.outputs[0].dtype)]
+        for call in prepared.calls:
+            inputs = {
+                tensor.name: self._backend.upload(
+                    np.ascontiguousarray(call[tensor.name], dtype=tensor.dtype)
+                )
+                for tensor in spec.inputs
+            }
+            parts.append(self._backend.download(self._vision.run(inputs)["image_features"]))
+        features = np.concatenate(parts)
         return features if prepared.arrange is None else prepared.arrange(features)
 
     def _begin(self, layout: Layout, pruning: Pruning) -> Run:
