@@ -10,6 +10,18 @@ Hkv key/value heads, Dh head width, V vocabulary, N images.
 ``image_features`` [tokens, D]     float  visual tokens of all images in a row, projected
 =================  ==============  =====  ====================================================
 
+``vision_encoder`` of families that keep a picture's resolution, one picture a call; M patches, W
+windows, Q patches of a window, Dv the encoder's head width. Windows only where layers have them.
+
+================== ============== ===== =====================================================
+``pixel_values``   [M, C T P P]   float patches, block by block; the frame repeated T times
+``rotary_cos``     [M, Dv/2]      float tables of a patch's row and column; ``rotary_sin``
+``window_index``   [W, Q]         i64   the patch in each slot of each window
+``window_mask``    [W, 1, Q, Q]   bool  False for slots of windows that the picture's border cuts
+``window_slots``   [M]            i64   the slot of each patch, counted through all windows
+``image_features`` [tokens, D]    float visual tokens, row by row
+================== ============== ===== =====================================================
+
 ``decoder_i``, one per segment
 
 =========================== ================ ===== ===============================================
@@ -118,6 +130,48 @@ def vision_encoder_spec(
         name=VISION_ENCODER,
         forms=_forms(VISION_ENCODER, opsets),
         inputs=(TensorSpec(name="pixel_values", dtype=dtype, shape=pixels),),
+        outputs=(
+            TensorSpec(name="image_features", dtype=dtype, shape=("visual_tokens", hidden_size)),
+        ),
+    )
+
+
+def patch_encoder_spec(
+    *,
+    patch_width: int,
+    head_dim: int,
+    patches_per_window: int,
+    hidden_size: int,
+    dtype: DType,
+    opsets: tuple[int, ...],
+) -> GraphSpec:
+    """Return the contract of a vision encoder that takes the patches of one picture.
+
+    Args:
+        patch_width: numbers of a patch.
+        head_dim: of the vision encoder's attention.
+        patches_per_window: of its attention; 0 for no windows.
+        hidden_size: of the decoder.
+        dtype: of the floats.
+        opsets: of the forms.
+    """
+    patches, window = ("num_patches",), ("num_windows", patches_per_window)
+    inputs = [
+        TensorSpec(name="pixel_values", dtype=dtype, shape=(*patches, patch_width)),
+        TensorSpec(name="rotary_cos", dtype=dtype, shape=(*patches, head_dim // 2)),
+        TensorSpec(name="rotary_sin", dtype=dtype, shape=(*patches, head_dim // 2)),
+    ]
+    if patches_per_window:
+        mask = ("num_windows", 1, patches_per_window, patches_per_window)
+        inputs += [
+            TensorSpec(name="window_index", dtype="int64", shape=window),
+            TensorSpec(name="window_mask", dtype="bool", shape=mask),
+            TensorSpec(name="window_slots", dtype="int64", shape=patches),
+        ]
+    return GraphSpec(
+        name=VISION_ENCODER,
+        forms=_forms(VISION_ENCODER, opsets),
+        inputs=tuple(inputs),
         outputs=(
             TensorSpec(name="image_features", dtype=dtype, shape=("visual_tokens", hidden_size)),
         ),

@@ -138,12 +138,17 @@ def _manifest(
 
 
 def _rotary(text: TextConfig) -> Rotary:
-    scaling = text.rope_scaling
-    if scaling is None:
-        return Rotary(head_dim=text.head_dim, theta=text.rope_theta)
-    return Rotary(
+    scaling, mrope = text.rope_scaling, text.mrope
+    plain = Rotary(
         head_dim=text.head_dim,
         theta=text.rope_theta,
+        sections=None if mrope is None else mrope.sections,
+        is_interleaved=mrope is not None and mrope.is_interleaved,
+    )
+    if scaling is None:
+        return plain
+    return msgspec.structs.replace(
+        plain,
         scaling=scaling.type,
         factor=scaling.factor,
         low_freq_factor=scaling.low_freq_factor or 1.0,

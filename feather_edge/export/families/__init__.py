@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from feather_edge.checkpoint.patch_vision_config import PatchVisionConfig
     from feather_edge.checkpoint.reader import Checkpoint
     from feather_edge.checkpoint.text_config import TextConfig
     from feather_edge.checkpoint.vision_config import VisionConfig
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from feather_edge.graphs import DType, GraphSpec
     from feather_edge.images import ImageSpec
 
-FAMILIES = ("llava",)
+FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl")
 """Supported model types, each a module of this package with ``INFO`` and ``read(checkpoint)``."""
 
 
@@ -67,7 +68,7 @@ class FamilyModel:
     """
 
     text: TextConfig
-    vision: VisionConfig
+    vision: VisionConfig | PatchVisionConfig
     weights: Weights
     image: ImageSpec
     write_vision_encoder: Callable[[GraphBuilder], ir.Model]

@@ -9,11 +9,11 @@ import pytest
 from feather_edge.errors import RequestError
 from feather_edge.evaluate.evaluation import Comparison, equal_shares, evaluate
 from feather_edge.evaluate.tasks import Question, Sample, Task
-from feather_edge.pruning import Layout, VisualSpan
+from feather_edge.pruning import VisualSpan
 from feather_edge.pruning.forecast import forecast
 from feather_edge.recipes import ExportRecipe
-from feather_edge.runtime.spans import prompt_layout
 from feather_edge.runtime.session import Session, default_pruning
+from feather_edge.runtime.spans import prompt_layout
 
 if TYPE_CHECKING:
     from pathlib import Path
