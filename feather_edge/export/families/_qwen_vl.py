@@ -60,7 +60,6 @@ def read_qwen_vl(
         )
     return FamilyModel(
         text=text,
-        vision=vision,
         weights=Weights(checkpoint, PREFIXES, matrices=(PATCH_KERNEL,)),
         image=NativeImages(
             token_id=raw.get("image_token_id", IMAGE_TOKEN_ID),
