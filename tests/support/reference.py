@@ -100,8 +100,12 @@ class ReferenceVlm:
         self.model = transformers.AutoModelForImageTextToText.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
         ).eval()
-        self.processor = transformers.AutoProcessor.from_pretrained(folder)
+        self.processor = self.load_processor(folder)
         self.decoder = self.model.model.language_model
+
+    def load_processor(self, folder: Path) -> Any:
+        """Return the checkpoint's own processor."""
+        return transformers.AutoProcessor.from_pretrained(folder)
 
     def grids(self, inputs: dict[str, torch.Tensor]) -> list[tuple[int, int]]:
         """Return (height, width) of each raster of visual tokens, in the order of the prompt."""
@@ -207,6 +211,16 @@ class ReferenceVlm:
             hidden=embeds, positions=torch.arange(ids.shape[1])[None], visual=visual
         )
 
+    def rotary(
+        self, hidden: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the decoder's cos and sin [1,S,Dh] of rows at ``positions`` [1,S]."""
+        return self.decoder.rotary_emb(hidden, position_ids=positions)
+
+    def angles(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the rotary angles [n,Dh/2] of ``positions`` [n]."""
+        return positions[:, None] * self.decoder.rotary_emb.inv_freq.double()
+
     def _layer(
         self, layer: int, hidden: torch.Tensor, positions: torch.Tensor, cache: Any
     ) -> torch.Tensor:
@@ -220,7 +234,7 @@ class ReferenceVlm:
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            position_embeddings=self.decoder.rotary_emb(hidden, position_ids=positions),
+            position_embeddings=self.rotary(hidden, positions),
         )
         return output[0] if isinstance(output, tuple) else output
 
@@ -262,7 +276,7 @@ class ReferenceVlm:
         )
         if method not in {"feather", "ivc"}:
             rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-            cos, sin = self.decoder.rotary_emb(rows.hidden, position_ids=rows.positions)
+            cos, sin = self.rotary(rows.hidden, rows.positions)
             query, key = (x[0] for x in rotate(query[None], key[None], cos, sin))
         key = key.repeat_interleave(len(query) // len(key), dim=0)
         domain = torch.arange(len(rows.visual))
@@ -340,8 +354,7 @@ class ReferenceVlm:
 
     def _coordinates(self, positions: torch.Tensor) -> set[int]:
         """Return places whose position has the largest sums of cosines or of sines."""
-        frequencies = self.decoder.rotary_emb.inv_freq.double()
-        angles = positions[:, None] * frequencies
+        angles = self.angles(positions)
         tenth = max(1, len(positions) // 10)
         return {
             int(place)
