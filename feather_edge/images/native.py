@@ -70,11 +70,10 @@ class NativeImages(
         usual = min(height * width, max_visual_tokens)
         dims = {"num_patches": (per_token, usual * per_token, max_visual_tokens * per_token)}
         if self.window_size:
+            # The most windows for its tokens has a picture that is long and thin.
             largest = max(
-                self._num_windows(
-                    rows, min(max_visual_tokens // rows, MAX_ASPECT_RATIO * (rows + 1))
-                )
-                for rows in range(1, max_visual_tokens + 1)  # a row more for the rounding
+                self._num_windows(side, min(max_visual_tokens // side, _longest(side)))
+                for side in range(1, math.isqrt(max_visual_tokens) + 1)
             )
             dims["num_windows"] = (1, min(self._num_windows(height, width), largest), largest)
         return dims
@@ -198,3 +197,8 @@ class NativeImages(
 
     def _num_windows(self, height: int, width: int) -> int:
         return math.ceil(height / self.window_size) * math.ceil(width / self.window_size)
+
+
+def _longest(side: int) -> int:
+    """Return the longer side of a raster whose shorter one is ``side``, before rounding."""
+    return MAX_ASPECT_RATIO * (side + 1)

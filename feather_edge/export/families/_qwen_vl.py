@@ -58,9 +58,10 @@ def read_qwen_vl(
             f"vision encoder gives visual tokens of width {vision.out_size}, but the decoder has "
             f"width {text.hidden_size}; config.json is of no working model"
         )
+    weights = Weights(checkpoint, PREFIXES, matrices=(PATCH_KERNEL,))
     return FamilyModel(
         text=text,
-        weights=Weights(checkpoint, PREFIXES, matrices=(PATCH_KERNEL,)),
+        weights=weights,
         image=NativeImages(
             token_id=raw.get("image_token_id", IMAGE_TOKEN_ID),
             preprocess=_preprocess(checkpoint, vision),
@@ -68,7 +69,7 @@ def read_qwen_vl(
             rope_theta=vision.rope_theta,
             window_size=vision.window_size,
         ),
-        write_vision_encoder=partial(_write_vision_encoder, vision=vision),
+        write_vision_encoder=partial(_write_vision_encoder, vision=vision, weights=weights),
         vision_spec=partial(_vision_spec, vision),
     )
 
@@ -106,5 +107,9 @@ def _vision_spec(vision: PatchVisionConfig, dtype: DType, opsets: tuple[int, ...
     )
 
 
-def _write_vision_encoder(g: GraphBuilder, *, vision: PatchVisionConfig) -> ir.Model:
-    return g.model({"image_features": patch_encoder(g, vision)})
+def _write_vision_encoder(
+    g: GraphBuilder, *, vision: PatchVisionConfig, weights: Weights
+) -> ir.Model:
+    features = patch_encoder(g, vision)
+    weights.check_all_used("vision.")  # unlike some towers', every layer of these is of use
+    return g.model({"image_features": features})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib.util
+import json
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.families.qwen_vl import SHAPES, QwenVlReference, tiny_qwen_vl
@@ -19,9 +21,15 @@ from support.family_checks import (
 from support.images import random_images
 from support.pairs import Pair, open_pair
 
-from feather_edge.recipes import ExportRecipe
+from feather_edge.engines.build import build_engines
+from feather_edge.errors import CheckpointError, RequestError, UnsupportedModelError
+from feather_edge.export.pipeline import export
+from feather_edge.images import load_image
+from feather_edge.recipes import ExportRecipe, load_engine_recipe, override_engine
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from support.bundles import BundleFactory
 
 STAGES = (2, 4)
@@ -75,3 +83,81 @@ def test_the_older_operators(bundles: BundleFactory, model_type: str, layout: st
 
 def test_regions(pair: Pair) -> None:
     check_regions(pair)
+
+
+def test_a_picture_of_the_others_size_changes_nothing(pair: Pair) -> None:
+    """Each picture has a call of its own: what one shows does not depend on the other."""
+    first, second = random_images(2, seed=9)
+    image = pair.session.bundle.manifest.image
+
+    alone, together = (
+        pair.session._encode_images(image.prepare([load_image(each) for each in images]))
+        for images in ([first], [first, second])
+    )
+
+    assert (together[: len(alone)] == alone).all()
+    assert len(together) > len(alone)
+
+
+def test_videos_are_refused(pair: Pair) -> None:
+    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "?"}]}]
+    with pytest.raises(RequestError) as error:
+        pair.session.generate([], messages)
+    assert str(error.value) == (
+        "content entry {'type': 'video'} is a video, which is not supported; allowed are image "
+        "and text: give single frames of a video as images"
+    )
+
+
+def edit(file: Path, *path: str, value: Any) -> None:
+    """Set one value of a JSON file."""
+    document = json.loads(file.read_text())
+    part = document
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    file.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "value", "message"),
+    [
+        ("preprocessor_config", ["patch_size"], 16, "has patch_size 16, but the vision encoder"),
+        ("config", ["vision_config", "out_hidden_size"], 32, "of width 32, but the decoder has"),
+        ("config", ["vision_config", "num_heads"], 3, "must be a multiple of 4 times num_heads 3"),
+        ("config", ["vision_config", "window_size"], 9, "window_size 9 must be at least the 28"),
+        ("config", ["vision_config", "model_type"], "clip", "model_type 'clip', which is not"),
+        ("config", ["vision_config", "fullatt_block_indexes"], 7, "it must be a list of layers"),
+        ("config", ["rope_scaling", "mrope_section"], [1, 1, 1], "must sum to half of head_dim"),
+        ("config", ["rope_scaling", "mrope_section"], [8], "it must be three counts of at least"),
+        ("config", ["rope_scaling", "type"], "yarn", "rope scaling of type 'yarn' is not"),
+        ("config", ["text_config"], 5, "text_config is 5; it must be an object"),
+        ("config", ["text_config"], {"model_type": "llama"}, "model_type 'llama', which is not"),
+        ("config", ["vision_config", "depth"], 2, "has no place in the exported graphs"),
+    ],
+)
+def test_checkpoints_that_are_refused(
+    tmp_path: Path, file: str, path: list[str], value: object, message: str
+) -> None:
+    checkpoint = tiny_qwen_vl(tmp_path / "c", model_type="qwen2_5_vl", layout="hub")
+    edit(checkpoint / f"{file}.json", *path, value=value)
+
+    with pytest.raises((CheckpointError, UnsupportedModelError), match=message):
+        export(checkpoint, tmp_path / "bundle", ExportRecipe())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="needs the extra rtx")
+@pytest.mark.parametrize("opset", ["18", "23"])
+def test_the_vision_encoder_with_windows_builds(tmp_path: Path, opset: str) -> None:
+    checkpoint = tiny_qwen_vl(
+        tmp_path / "c", model_type="qwen2_5_vl", layout="hub", num_hidden_layers=1
+    )
+    recipe = ExportRecipe(precision="fp16", prune="none", opset=opset)
+    bundle = export(checkpoint, tmp_path / "bundle", recipe)
+    quick = {"compute_capabilities": ("8.6",), "builder_optimization_level": 0}
+
+    engines = override_engine(load_engine_recipe("rtx"), opset=opset, **quick)
+
+    report = build_engines(bundle, engines, target="rtx")
+    assert [engine.graph for engine in report.engines] == ["vision_encoder", "decoder_0"]
