@@ -8,7 +8,7 @@ from typing import Any, Literal
 from feather_edge.checkpoint.fields import ConfigFields, check_model_type, config_part
 from feather_edge.errors import CheckpointError
 
-PatchVisionModelType = Literal["qwen2_vl_vision", "qwen2_5_vl_vision"]
+PatchVisionModelType = Literal["qwen2_vl_vision", "qwen2_5_vl_vision", "qwen3_vl_vision"]
 
 _COMMON_DEFAULTS: dict[str, Any] = {
     "depth": 32,
@@ -35,6 +35,17 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "window_size": 112,
         "fullatt_block_indexes": (7, 15, 23, 31),
     },
+    "qwen3_vl_vision": {
+        **_COMMON_DEFAULTS,
+        "depth": 27,
+        "hidden_size": 1152,
+        "hidden_act": "gelu_pytorch_tanh",
+        "intermediate_size": 4304,
+        "patch_size": 16,
+        "out_hidden_size": 3584,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": (8, 16, 24),
+    },
 }
 _ROPE_THETA = 10_000.0
 
@@ -51,6 +62,10 @@ class PatchVisionConfig:
         rope_theta: base of the rotary frequencies.
         window_size: visual tokens per side of a window of attention; 0 for no windows.
         full_attention_layers: layers that attend to the whole picture.
+        num_positions: learned position embeddings, a square that is stretched over the picture; 0
+            for none.
+        deepstack_layers: layers whose output also becomes a plane of visual tokens, which the
+            decoder adds after one of its first layers.
     """
 
     model_type: PatchVisionModelType
@@ -67,6 +82,8 @@ class PatchVisionConfig:
     rope_theta: float
     window_size: int
     full_attention_layers: frozenset[int]
+    num_positions: int
+    deepstack_layers: tuple[int, ...]
 
     @property
     def head_dim(self) -> int:
@@ -106,7 +123,9 @@ def patch_vision_config(
         )
     patch_size, merge_size = fields.side("patch_size"), fields.size("spatial_merge_size")
     rope = ConfigFields("vision_config", config_part(part, "rope_parameters"), {})
-    window_size = 0 if is_first else _window_size(fields, patch_size * merge_size)
+    has_windows = model_type == "qwen2_5_vl_vision"
+    window_size = _window_size(fields, patch_size * merge_size) if has_windows else 0
+    is_deep = model_type == "qwen3_vl_vision"
     return PatchVisionConfig(
         model_type=model_type,
         hidden_size=hidden_size,
@@ -125,7 +144,13 @@ def patch_vision_config(
         merge_size=merge_size,
         rope_theta=rope.positive("rope_theta") if rope.get("rope_theta") else _ROPE_THETA,
         window_size=window_size,
-        full_attention_layers=_full_attention_layers(fields, num_layers, window_size),
+        full_attention_layers=(
+            frozenset(_layers(fields, "fullatt_block_indexes"))
+            if has_windows
+            else frozenset(range(num_layers))
+        ),
+        num_positions=fields.size("num_position_embeddings") if is_deep else 0,
+        deepstack_layers=_layers(fields, "deepstack_visual_indexes") if is_deep else (),
     )
 
 
@@ -140,14 +165,16 @@ def _window_size(fields: ConfigFields, block_size: int) -> int:
     return pixels // block_size
 
 
-def _full_attention_layers(
-    fields: ConfigFields, num_layers: int, window_size: int
-) -> frozenset[int]:
-    if not window_size:
-        return frozenset(range(num_layers))
-    layers = fields.get("fullatt_block_indexes")
-    if not isinstance(layers, list | tuple) or any(type(layer) is not int for layer in layers):
+def _layers(fields: ConfigFields, name: str) -> tuple[int, ...]:
+    layers, num_layers = fields.get(name), fields.size("depth")
+    is_list = isinstance(layers, list | tuple)
+    if (
+        not is_list
+        or any(type(each) is not int or not 0 <= each < num_layers for each in layers)
+        or len(set(layers)) < len(layers)
+    ):
         raise CheckpointError(
-            f"vision_config: fullatt_block_indexes is {layers!r}; it must be a list of layers"
+            f"vision_config: {name} is {layers!r}; it must be a list of different layers from 0 "
+            f"to {num_layers - 1}"
         )
-    return frozenset(layers)
+    return tuple(layers)

@@ -50,6 +50,8 @@ class NativeImages(
         rope_theta: base of its rotary frequencies.
         window_size: visual tokens per side of a window of attention; 0 where every layer attends
             to the whole picture.
+        position_side: side of the square of learned position embeddings that is stretched over
+            the picture; 0 for none.
     """
 
     token_id: int
@@ -57,6 +59,7 @@ class NativeImages(
     head_dim: int
     rope_theta: float = 10_000.0
     window_size: int = 0
+    position_side: int = 0
 
     @property
     def typical_grids(self) -> tuple[tuple[int, int], ...]:
@@ -157,7 +160,11 @@ class NativeImages(
         """Return the inputs of the vision graph that only depend on the raster."""
         cos, sin = self._rotary(grid)
         tables = {"rotary_cos": cos, "rotary_sin": sin}
-        return tables | self._windows(grid) if self.window_size else tables
+        if self.window_size:
+            tables |= self._windows(grid)
+        if self.position_side:
+            tables |= self._positions(grid)
+        return tables
 
     def _places(self, grid: tuple[int, int]) -> NDArray[np.int64]:
         """Return (row, column) of each patch in the picture, [N, 2]."""
@@ -194,6 +201,28 @@ class NativeImages(
         is_patch.flat[slots.ravel()] = True
         mask = np.repeat(is_patch[:, None, None, :], shape[1], axis=2)
         return {"window_index": index, "window_mask": mask, "window_slots": slots.ravel()}
+
+    def _positions(self, grid: tuple[int, int]) -> dict[str, NDArray[Any]]:
+        """Return the four learned positions around each patch, and their weights, [N, 4].
+
+        The corners of the square lie on the corners of the picture; in between it is bilinear.
+        """
+        side, patches_per_side = self.position_side, self.preprocess.merge_size
+        taps, weights = [], []
+        for place, size in zip(self._places(grid).T, grid, strict=True):
+            steps = np.float32(max(1, size * patches_per_side - 1))
+            exact = place.astype(np.float32) * np.float32(side - 1) / steps
+            low = np.floor(exact).astype(np.int64)
+            near = exact - low.astype(np.float32)
+            taps.append(np.stack([low, np.minimum(low + 1, side - 1)], axis=1))
+            weights.append(np.stack([1 - near, near], axis=1))
+        rows, columns = (each.reshape(len(each), -1) for each in taps)
+        index = rows[:, :, None] * side + columns[:, None, :]
+        shares = weights[0][:, :, None] * weights[1][:, None, :]
+        return {
+            "position_index": index.reshape(len(index), 4),
+            "position_weights": shares.reshape(len(index), 4),
+        }
 
     def _num_windows(self, height: int, width: int) -> int:
         return math.ceil(height / self.window_size) * math.ceil(width / self.window_size)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feather_edge.errors import BackendError
+from feather_edge.graphs import DEEPSTACK_EMBEDS
 from feather_edge.pruning.criteria import criterion
 from feather_edge.pruning.scores import score_mask
 from feather_edge.runtime.kv_cache import SegmentCache
@@ -79,9 +80,15 @@ class DecoderChain:
             for segment in schedule.segments
         ]
         self.next_position = 0
+        self._planes: dict[str, Tensor] = {}
 
     def prefill(
-        self, embeds: NDArray[Any], layout: Layout, pruning: Pruning | None
+        self,
+        embeds: NDArray[Any],
+        layout: Layout,
+        pruning: Pruning | None,
+        *,
+        planes: NDArray[Any] | None = None,
     ) -> tuple[NDArray[np.float32], list[PrunedStage]]:
         """Run the prompt through all segments, pruning between them.
 
@@ -89,6 +96,7 @@ class DecoderChain:
             embeds: [S, D], visual tokens spliced in.
             layout: of the rows given; those pruned before the decoder are missing.
             pruning: what to keep; None keeps everything.
+            planes: [planes, S, D] of DeepStack; None for a decoder without.
 
         Returns:
             Logits [V] of the next token, and what each stage did.
@@ -96,12 +104,15 @@ class DecoderChain:
         coordinates = self._coordinates(layout)
         cos, sin = self._tables(coordinates[:, layout.positions])
         rows = _Rows(hidden=self._upload(embeds[None]), cos=cos, sin=sin, layout=layout)
+        self._planes = {} if planes is None else self._named_planes(planes)
         stages: list[PrunedStage] = []
         for index, before_layer in enumerate(self._schedule.stages):
             rows, stage = self._prefill_segment(index, rows, pruning, before_layer)
             stages.append(stage)
         logits = self._last_segment(rows)
         self.next_position = int(coordinates.max()) + 1
+        zeros = np.zeros((len(self._planes), 1, embeds.shape[-1]), self._dtype)
+        self._planes = self._named_planes(zeros)  # new tokens are text
         return logits, stages
 
     def decode_step(self, embed: NDArray[Any]) -> NDArray[np.float32]:
@@ -215,6 +226,14 @@ class DecoderChain:
             "sin": sin,
             "attention_mask": self._backend.upload(mask[None, None]),
             **self._caches[index].inputs(),
+            **(self._planes if index == 0 else {}),
+        }
+
+    def _named_planes(self, planes: NDArray[Any]) -> dict[str, Tensor]:
+        """Return [planes, S, D] as inputs of the first segment."""
+        return {
+            DEEPSTACK_EMBEDS.format(number): self._upload(plane[None])
+            for number, plane in enumerate(planes)
         }
 
     def _run(self, index: int, inputs: dict[str, Tensor], *, num_rows: int) -> dict[str, Tensor]:

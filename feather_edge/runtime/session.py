@@ -177,15 +177,18 @@ class Session:
             encoded = self._prompt.encode(prompt, images=prepared.prompt_pieces)
             layout = self._layout(encoded, prepared, pictures, regions)
             limit = self._max_new_tokens(max_new_tokens, layout)
-        # 2. Visual tokens [V, D].
+        # 2. Visual tokens [V, D], and further planes of them where the decoder adds such.
         with watch.stage("vision"):
-            features = self._encode_images(prepared)
+            features, *deep = self._encode_images(prepared)
         # 3. Splice them into the prompt's embeddings; 4. run the segments, pruning in between.
         with watch.stage("prefill"):
             embeds = self._embeddings[encoded.prompt_ids]  # [S, D]
             embeds[encoded.is_image] = features
+            planes = np.zeros((len(deep), *embeds.shape), embeds.dtype)
+            for plane, values in zip(planes, deep, strict=True):
+                plane[encoded.is_image] = values
             run = self._begin(layout, pruning)
-            logits = run.prefill(embeds)
+            logits = run.prefill(embeds, planes)
         # 5. Decode: each token passes the same graphs, over each segment's own cache.
         answer = Answer(limit=limit, decoder=self._prompt.stream_decoder())
         while True:
@@ -233,8 +236,10 @@ class Session:
         return requested
 
     def _encode_images(self, prepared: PreparedImages) -> NDArray[Any]:
+        """Return the vision graph's outputs, one row for each placeholder, [outputs, V, D]."""
         spec = self.bundle.vision_encoder
-        parts = [np.empty((0, self.bundle.manifest.decoder.hidden_size), spec.outputs[0].dtype)]
+        shape = (len(spec.outputs), 0, self.bundle.manifest.decoder.hidden_size)
+        parts = [np.empty(shape, spec.outputs[0].dtype)]
         for call in prepared.calls:
             inputs = {
                 tensor.name: self._backend.upload(
@@ -242,9 +247,12 @@ class Session:
                 )
                 for tensor in spec.inputs
             }
-            parts.append(self._backend.download(self._vision.run(inputs)["image_features"]))
-        features = np.concatenate(parts)
-        return features if prepared.arrange is None else prepared.arrange(features)
+            outputs = self._vision.run(inputs)
+            parts.append(np.stack([self._backend.download(outputs[t.name]) for t in spec.outputs]))
+        features = np.concatenate(parts, axis=1)
+        if prepared.arrange is None:
+            return features
+        return np.stack([prepared.arrange(output) for output in features])
 
     def _begin(self, layout: Layout, pruning: Pruning) -> Run:
         schedule = self.bundle.schedule

@@ -1,4 +1,4 @@
-"""The vision encoders of Qwen-VL: patches of one picture, rotary embedding, windows, merger.
+"""The vision encoders of Qwen-VL: patches of one picture, rotary embedding, windows, mergers.
 
 Whatever depends on the size of the picture is an input, computed on the host: see the table of
 ``feather_edge.graphs`` and ``feather_edge.images.native``. A call sees one picture, so attention
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from feather_edge.export.operators import activation, linear
+from feather_edge.graphs import DEEPSTACK_FEATURES
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -27,6 +28,18 @@ EPSILON = 1e-6
 PATCH_KERNEL = "vision.patch_embed.proj.weight"
 """Saved as the kernel of a convolution whose stride is its size: a dense layer."""
 
+_MLP_MODULES = {
+    "qwen2_vl_vision": (("fc1",), "fc2"),
+    "qwen2_5_vl_vision": (("gate_proj", "up_proj"), "down_proj"),
+    "qwen3_vl_vision": (("linear_fc1",), "linear_fc2"),
+}
+_MERGER_MODULES = {
+    "qwen2_vl_vision": ("ln_q", "mlp.0", "mlp.2"),
+    "qwen2_5_vl_vision": ("ln_q", "mlp.0", "mlp.2"),
+    "qwen3_vl_vision": ("norm", "linear_fc1", "linear_fc2"),
+}
+_NORM_PARTS = ("weight", "bias")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scope:
@@ -37,25 +50,43 @@ class _Scope:
     mask: ir.Value | None
 
 
-def patch_encoder(g: GraphBuilder, vision: PatchVisionConfig) -> ir.Value:
-    """Write the encoder and its merger; returns visual tokens [N / M, D]."""
+def patch_encoder(g: GraphBuilder, vision: PatchVisionConfig) -> dict[str, ir.Value]:
+    """Write the encoder and its mergers; returns the graph's outputs, [N / M, D] each."""
     hidden = linear(
         g,
         g.inputs["pixel_values"],
         "vision.patch_embed.proj",
         in_size=vision.patch_width,
         out_sizes=(vision.hidden_size,),
-        has_bias=False,
+        has_bias=vision.model_type == "qwen3_vl_vision",
         name="patch_embed",
     )  # [N, Dv]
+    if vision.num_positions:
+        hidden = g.op("Add", hidden, _positions(g, vision), name="position_embedding")
     whole, windows = _scopes(g, vision)
+    planes: list[ir.Value] = []
     for layer in range(vision.num_layers):
         scope = whole if layer in vision.full_attention_layers else windows
         with g.scope(f"layers.{layer}"):
             hidden = _attention(g, hidden, layer, vision, scope)
             hidden = _mlp(g, hidden, layer, vision)
+        if layer in vision.deepstack_layers:
+            number = vision.deepstack_layers.index(layer)
+            with g.scope(f"deepstack.{number}"):
+                planes.append(_deepstack_merger(g, hidden, number, vision))
     with g.scope("projector"):
-        return _merger(g, hidden, vision)
+        outputs = {"image_features": _merger(g, hidden, vision)}
+    return outputs | {DEEPSTACK_FEATURES.format(n): plane for n, plane in enumerate(planes)}
+
+
+def _positions(g: GraphBuilder, vision: PatchVisionConfig) -> ir.Value:
+    """Write the learned position [N, Dv] of each patch: four neighbours, weighted."""
+    table = g.weight("vision.pos_embed.weight", shape=(vision.num_positions, vision.hidden_size))
+    with g.scope("position_embedding"):
+        near = g.op("Gather", table, g.inputs["position_index"], name="near", axis=0)
+        weights = g.op("Unsqueeze", g.inputs["position_weights"], g.ints(-1), name="weights")
+        shares = g.op("Mul", near, weights, name="shares")  # [N, 4, Dv]
+        return g.op("ReduceSum", shares, g.ints(1), name="sum", keepdims=0)
 
 
 def _scopes(g: GraphBuilder, vision: PatchVisionConfig) -> tuple[_Scope, _Scope]:
@@ -134,10 +165,7 @@ def _mlp(g: GraphBuilder, hidden: ir.Value, layer: int, vision: PatchVisionConfi
     width, wide = vision.hidden_size, vision.intermediate_size
     with g.scope("mlp"):
         normed = _norm(g, hidden, f"{prefix}.norm2", vision)
-        is_gated = vision.model_type == "qwen2_5_vl_vision"
-        entries, exit_module = (
-            (["gate_proj", "up_proj"], "down_proj") if is_gated else (["fc1"], "fc2")
-        )
+        entries, exit_module = _MLP_MODULES[vision.model_type]
         first, *gated = (
             linear(
                 g,
@@ -167,22 +195,41 @@ def _mlp(g: GraphBuilder, hidden: ir.Value, layer: int, vision: PatchVisionConfi
 
 def _merger(g: GraphBuilder, hidden: ir.Value, vision: PatchVisionConfig) -> ir.Value:
     """Join the patches of each visual token, and map them into the decoder's width."""
+    norm, first, second = _MERGER_MODULES[vision.model_type]
+    tokens = _joined(g, _norm(g, hidden, f"projector.{norm}", vision), vision)
+    return _merger_mlp(g, tokens, f"projector.{first}", f"projector.{second}", vision)
+
+
+def _deepstack_merger(
+    g: GraphBuilder, hidden: ir.Value, number: int, vision: PatchVisionConfig
+) -> ir.Value:
+    """Join the patches of each visual token, then normalise: the other way round."""
+    module = f"projector.deepstack.{number}"
+    tokens = _joined(g, hidden, vision)
     joined = vision.hidden_size * vision.merge_size**2
-    normed = _norm(g, hidden, "projector.ln_q", vision)
-    tokens = g.op("Reshape", normed, g.ints(-1, joined), name="join")  # [N / M, M Dv]
+    weight, bias = (g.weight(f"{module}.norm.{part}", shape=(joined,)) for part in _NORM_PARTS)
+    normed = g.op(
+        "LayerNormalization", tokens, weight, bias, name="norm", axis=-1, epsilon=EPSILON
+    )
+    return _merger_mlp(g, normed, f"{module}.linear_fc1", f"{module}.linear_fc2", vision)
+
+
+def _joined(g: GraphBuilder, rows: ir.Value, vision: PatchVisionConfig) -> ir.Value:
+    joined = vision.hidden_size * vision.merge_size**2
+    return g.op("Reshape", rows, g.ints(-1, joined), name="join")  # [N / M, M Dv]
+
+
+def _merger_mlp(
+    g: GraphBuilder, tokens: ir.Value, first: str, second: str, vision: PatchVisionConfig
+) -> ir.Value:
+    joined = vision.hidden_size * vision.merge_size**2
     wide = linear(
-        g,
-        tokens,
-        "projector.mlp.0",
-        in_size=joined,
-        out_sizes=(joined,),
-        has_bias=True,
-        name="linear_1",
+        g, tokens, first, in_size=joined, out_sizes=(joined,), has_bias=True, name="linear_1"
     )
     return linear(
         g,
         activation(g, wide, "gelu", name="act"),
-        "projector.mlp.2",
+        second,
         in_size=joined,
         out_sizes=(vision.out_size,),
         has_bias=True,
@@ -193,8 +240,8 @@ def _merger(g: GraphBuilder, hidden: ir.Value, vision: PatchVisionConfig) -> ir.
 def _norm(g: GraphBuilder, x: ir.Value, module: str, vision: PatchVisionConfig) -> ir.Value:
     """Write the norm called ``module``: Qwen2.5-VL has RMS norms, the others LayerNorm."""
     name, shape = module.rpartition(".")[2], (vision.hidden_size,)
-    weight = g.weight(f"{module}.weight", shape=shape)
     if vision.model_type == "qwen2_5_vl_vision":
+        weight = g.weight(f"{module}.weight", shape=shape)
         return g.dialect.rms_norm(g, x, weight, eps=EPSILON, name=name)
-    bias = g.weight(f"{module}.bias", shape=shape)
+    weight, bias = (g.weight(f"{module}.{part}", shape=shape) for part in _NORM_PARTS)
     return g.op("LayerNormalization", x, weight, bias, name=name, axis=-1, epsilon=EPSILON)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ PREFIXES = (
     # transformers from 4.52 on saves the first form, the hub has the second, without model.
     ("model.language_model.", "text."),
     ("model.visual.merger.", "projector."),
+    ("model.visual.deepstack_merger_list.", "projector.deepstack."),
     ("model.visual.", "vision."),
     ("visual.merger.", "projector."),
     ("visual.", "vision."),
@@ -68,7 +70,9 @@ def read_qwen_vl(
             head_dim=vision.head_dim,
             rope_theta=vision.rope_theta,
             window_size=vision.window_size,
+            position_side=math.isqrt(vision.num_positions),
         ),
+        num_planes=len(vision.deepstack_layers),
         write_vision_encoder=partial(_write_vision_encoder, vision=vision, weights=weights),
         vision_spec=partial(_vision_spec, vision),
     )
@@ -101,6 +105,8 @@ def _vision_spec(vision: PatchVisionConfig, dtype: DType, opsets: tuple[int, ...
         patch_width=vision.patch_width,
         head_dim=vision.head_dim,
         patches_per_window=(vision.window_size * vision.merge_size) ** 2,
+        has_positions=vision.num_positions > 0,
+        num_planes=len(vision.deepstack_layers),
         hidden_size=vision.out_size,
         dtype=dtype,
         opsets=opsets,
@@ -110,6 +116,6 @@ def _vision_spec(vision: PatchVisionConfig, dtype: DType, opsets: tuple[int, ...
 def _write_vision_encoder(
     g: GraphBuilder, *, vision: PatchVisionConfig, weights: Weights
 ) -> ir.Model:
-    features = patch_encoder(g, vision)
+    outputs = patch_encoder(g, vision)
     weights.check_all_used("vision.")  # unlike some towers', every layer of these is of use
-    return g.model({"image_features": features})
+    return g.model(outputs)

@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: native resolution, windows, M-RoPE."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: native resolution, windows, M-RoPE, DeepStack."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def test_a_picture_of_the_others_size_changes_nothing(pair: Pair) -> None:
         for images in ([first], [first, second])
     )
 
-    assert (together[: len(alone)] == alone).all()
-    assert len(together) > len(alone)
+    assert (together[:, : alone.shape[1]] == alone).all()
+    assert together.shape[1] > alone.shape[1]
 
 
 def test_videos_are_refused(pair: Pair) -> None:
@@ -127,7 +127,12 @@ def edit(file: Path, *path: str, value: Any) -> None:
         ("config", ["vision_config", "num_heads"], 3, "must be a multiple of 4 times num_heads 3"),
         ("config", ["vision_config", "window_size"], 9, "window_size 9 must be at least the 28"),
         ("config", ["vision_config", "model_type"], "clip", "model_type 'clip', which is not"),
-        ("config", ["vision_config", "fullatt_block_indexes"], 7, "it must be a list of layers"),
+        (
+            "config",
+            ["vision_config", "fullatt_block_indexes"],
+            7,
+            "it must be a list of different",
+        ),
         ("config", ["rope_scaling", "mrope_section"], [1, 1, 1], "must sum to half of head_dim"),
         ("config", ["rope_scaling", "mrope_section"], [8], "it must be three counts of at least"),
         ("config", ["rope_scaling", "type"], "yarn", "rope scaling of type 'yarn' is not"),

@@ -44,6 +44,7 @@ MODELS = {
         transformers.Qwen2_5_VLConfig,
         transformers.Qwen2_5_VLForConditionalGeneration,
     ),
+    "qwen3_vl": (transformers.Qwen3VLConfig, transformers.Qwen3VLForConditionalGeneration),
 }
 
 _TEXT: dict[str, Any] = {
@@ -84,8 +85,25 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
                      "num_attention_heads": 2, "num_key_value_heads": 1},
         },
     },
+    "qwen3_vl": {
+        "saved": {
+            "vision": {"depth": 4, "hidden_size": 32, "intermediate_size": 40, "num_heads": 2,
+                       "out_hidden_size": 64, "patch_size": 14, "num_position_embeddings": 36,
+                       "deepstack_visual_indexes": [0, 2]},
+            "text": {"mrope_section": [4, 2, 2], "rope_theta": 1e6, "head_dim": 16},
+        },
+        "wide": {
+            "vision": {"depth": 3, "hidden_size": 48, "intermediate_size": 36, "num_heads": 3,
+                       "out_hidden_size": 48, "patch_size": 7, "num_position_embeddings": 2500,
+                       "deepstack_visual_indexes": [1], "hidden_act": "gelu"},
+            "text": {"mrope_section": [5, 4, 3], "rope_theta": 5e4, "hidden_size": 48,
+                     "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 24,
+                     "attention_bias": True},
+        },
+    },
 }  # fmt: skip
-"""``hub`` is laid out as on the hub, ``saved`` as transformers 4.52 to 4.57 save it."""
+"""``hub`` is laid out as on the hub, ``saved`` as transformers 4.52 to 4.57 save it, which is how
+Qwen3-VL is on the hub."""
 
 OLDER_PREFIXES = {"visual.": "model.visual.", "model.": "model.language_model."}
 
@@ -142,7 +160,8 @@ def tiny_qwen_vl(
         _lay_out_as_on_the_hub(folder / "config.json", vision, rope)
     else:
         (folder / "chat_template.jinja").write_text(TEMPLATE)
-        _rename_tensors(folder / "model.safetensors")
+        if model_type != "qwen3_vl":
+            _rename_tensors(folder / "model.safetensors")
     return folder
 
 
@@ -154,6 +173,7 @@ class QwenVlReference(ReferenceVlm):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self._rope_index: torch.Tensor
+        self._planes: list[torch.Tensor]
 
     def load_processor(self, folder: Path) -> Any:
         """Return the processor without the part for videos, which wants torchvision."""
@@ -189,7 +209,28 @@ class QwenVlReference(ReferenceVlm):
             mm_token_type_ids=inputs["mm_token_type_ids"],
             image_grid_thw=inputs.get("image_grid_thw"),
         )  # [3, 1, S]
+        self._planes = []
         return super().embed(inputs)
+
+    def image_features(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the visual tokens, and remember the planes of DeepStack [S, D], if any."""
+        given = {name: inputs[name] for name in self.picture_inputs}
+        output = self.model.model.get_image_features(**given)
+        is_visual = inputs["input_ids"][0] == self.model.config.image_token_id
+        for feature in getattr(output, "deepstack_features", None) or ():
+            plane = torch.zeros(len(is_visual), self.model.config.text_config.hidden_size)
+            plane[is_visual] = torch.cat(list(feature))
+            self._planes.append(plane)
+        return torch.cat(list(output.pooler_output))
+
+    def _layer(
+        self, layer: int, hidden: torch.Tensor, positions: torch.Tensor, cache: Any
+    ) -> torch.Tensor:
+        output = super()._layer(layer, hidden, positions, cache)
+        is_prefill = int(positions[0, 0]) < self._rope_index.shape[-1]
+        if is_prefill and layer < len(self._planes):
+            output = output + self._planes[layer][positions[0]]
+        return output
 
     def rotary(
         self, hidden: torch.Tensor, positions: torch.Tensor
@@ -208,10 +249,13 @@ class QwenVlReference(ReferenceVlm):
         """Return [3, Dh/2], zero where an axis does not turn a pair."""
         frequencies = self.decoder.rotary_emb.inv_freq.double()
         by_axis = torch.zeros(3, len(frequencies), dtype=torch.float64)
-        first = 0
-        for axis, size in enumerate(self.decoder.rotary_emb.mrope_section):
-            by_axis[axis, first : first + size] = frequencies[first : first + size]
-            first += size
+        sections = list(self.decoder.rotary_emb.mrope_section)
+        if self.model.config.model_type == "qwen3_vl":  # time, row, column, and again
+            owners = [p % 3 if p < 3 * sections[p % 3] else 0 for p in range(len(frequencies))]
+        else:
+            owners = [axis for axis, size in enumerate(sections) for _ in range(size)]
+        for pair, axis in enumerate(owners):
+            by_axis[axis, pair] = frequencies[pair]
         return by_axis
 
     def _coordinates_of(self, positions: torch.Tensor) -> torch.Tensor:
