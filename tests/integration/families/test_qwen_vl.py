@@ -20,11 +20,18 @@ from support.family_checks import (
 )
 from support.images import random_images
 from support.pairs import Pair, open_pair
+from support.reference import ReferencePruning
 
 from feather_edge.engines.build import build_engines
-from feather_edge.errors import CheckpointError, RequestError, UnsupportedModelError
+from feather_edge.errors import (
+    CheckpointError,
+    RecipeError,
+    RequestError,
+    UnsupportedModelError,
+)
 from feather_edge.export.pipeline import export
 from feather_edge.images import load_image
+from feather_edge.pruning import Pruning
 from feather_edge.recipes import ExportRecipe, load_engine_recipe, override_engine
 
 if TYPE_CHECKING:
@@ -151,12 +158,58 @@ def test_checkpoints_that_are_refused(
         export(checkpoint, tmp_path / "bundle", ExportRecipe())
 
 
+@pytest.mark.parametrize("stages", [(1, 4), None], ids=str)
+def test_stages_before_the_last_plane_are_refused(
+    tmp_path: Path, stages: tuple[int, ...] | None
+) -> None:
+    checkpoint = tiny_qwen_vl(tmp_path / "c", model_type="qwen3_vl", layout="saved")
+
+    with pytest.raises(RecipeError) as error:
+        export(checkpoint, tmp_path / "bundle", ExportRecipe(stages=stages))
+
+    assert str(error.value) == (
+        f"stages {stages or (1, 3)}: this model adds visual features to its visual tokens after "
+        f"each of the layers 0 to 1, so they can be pruned before layer 2 at the earliest; name "
+        f"other stages"
+    )
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("method", ["fastv", "pyramiddrop"])
+def test_pruned_before_the_decoder_too(pair: Pair, method: str) -> None:
+    """Planes and coordinates follow the rows that are left."""
+    images, prompt = random_images(2, seed=11), "where is the red circle ?"
+    pruning = Pruning(
+        criterion=method, keep_ratio=(0.4, 0.2), pre_criterion="divprune", pre_keep_ratio=0.5
+    )
+
+    result = pair.session.generate(images, prompt, pruning=pruning, max_new_tokens=8)
+
+    before, *stages = result.stages
+    expected = pair.reference.run(
+        pair.reference.prepare(list(images), prompt),
+        ReferencePruning(
+            method=method,
+            stages=STAGES,
+            keep_ratio=(0.4, 0.2),
+            pre_kept=tuple(before.kept_indices.tolist()),
+        ),
+        max_new_tokens=8,
+    )
+    assert [stage.kept_indices.tolist() for stage in stages] == [s.kept for s in expected.stages]
+    assert list(result.token_ids) == expected.token_ids
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="needs the extra rtx")
-@pytest.mark.parametrize("opset", ["18", "23"])
-def test_the_vision_encoder_with_windows_builds(tmp_path: Path, opset: str) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "layout", "opset"),
+    [("qwen2_5_vl", "hub", "18"), ("qwen2_5_vl", "hub", "23"), ("qwen3_vl", "saved", "23")],
+)
+def test_engines_build(tmp_path: Path, model_type: str, layout: str, opset: str) -> None:
+    """Windows with their mask, and planes of DeepStack, in a real TensorRT builder."""
     checkpoint = tiny_qwen_vl(
-        tmp_path / "c", model_type="qwen2_5_vl", layout="hub", num_hidden_layers=1
+        tmp_path / "c", model_type=model_type, layout=layout, num_hidden_layers=2
     )
     recipe = ExportRecipe(precision="fp16", prune="none", opset=opset)
     bundle = export(checkpoint, tmp_path / "bundle", recipe)

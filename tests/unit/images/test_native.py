@@ -89,6 +89,23 @@ def test_rotary_tables_are_those_of_transformers(theta: float) -> None:
         np.testing.assert_allclose(ours, theirs[:, :40].numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("grid", [(1, 1), (3, 5), (24, 24), (30, 7), (1, 40)], ids=str)
+def test_learned_positions_are_stretched_as_in_transformers(grid: tuple[int, int]) -> None:
+    index, weights = vision_utils.get_vision_interpolation_indices_and_weights(
+        torch.tensor([[1, 2 * grid[0], 2 * grid[1]]]),
+        num_grid_per_side=48,
+        align_corners=True,
+        spatial_merge_size=2,
+    )
+    table = np.random.default_rng(0).standard_normal((48**2, 3), np.float32)
+    expected = (table[index.numpy()] * weights.numpy()[:, :, None]).sum(axis=1)
+
+    tables = native(window_size=0, position_side=48)._tables(grid)
+
+    found = table[tables["position_index"]] * tables["position_weights"][:, :, None]
+    np.testing.assert_allclose(found.sum(axis=1), expected, atol=1e-5)
+
+
 def test_dimensions_of_engines_hold_every_picture_of_so_many_tokens() -> None:
     image = native()
     for max_visual_tokens in (1, 5, 391, 1000):
