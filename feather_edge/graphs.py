@@ -10,20 +10,22 @@ Hkv key/value heads, Dh head width, V vocabulary, N images.
 ``image_features`` [tokens, D]     float  visual tokens of all images in a row, projected
 =================  ==============  =====  ====================================================
 
-``vision_encoder`` of families that keep a picture's resolution, one picture a call; M patches, W
-windows, Q patches of a window, Dv the encoder's head width. Windows only where layers have them.
+``vision_encoder`` of families that keep a picture's resolution, one picture a call; M patches of a
+visual token, W windows, Q visual tokens of a window, Dv the encoder's head width.
 
-================== ============== ===== =====================================================
-``pixel_values``   [M, C T P P]   float patches, block by block; the frame repeated T times
-``rotary_cos``     [M, Dv/2]      float tables of a patch's row and column; ``rotary_sin``
-``window_index``   [W, Q]         i64   the patch in each slot of each window
-``window_mask``    [W, 1, Q, Q]   bool  False for slots of windows that the picture's border cuts
-``window_slots``   [M]            i64   the slot of each patch, counted through all windows
-``position_index`` [M, 4]         i64   learned positions around a patch, where there are any
-``position_weights`` [M, 4]       float of each of the four
-``image_features`` [tokens, D]    float visual tokens, row by row
-``deepstack_features.N``          float likewise, of an earlier layer; plane N of DeepStack
-================== ============== ===== =====================================================
+========================== ===================== ===== =======================================
+``pixel_values``           [tokens, M, C T P P]  float patches; the frame is repeated T times
+``rotary_cos``             [tokens, M, Dv/2]     float of a patch's place; ``rotary_sin``
+``window_index`` *         [W, Q]                i64   the visual token in each slot of a window
+``window_mask`` *          [W, 1, Q M, Q M]      bool  False for slots that hold no token
+``window_slots`` *         [tokens]              i64   the slot of each, through all windows
+``position_index`` *       [tokens, M, 4]        i64   learned positions around a patch
+``position_weights`` *     [tokens, M, 4]        float of each of the four
+``image_features``         [tokens, D]           float visual tokens, row by row
+``deepstack_features.N`` * [tokens, D]           float of an earlier layer; plane N of DeepStack
+========================== ===================== ===== =======================================
+
+\\* where the encoder has such.
 
 ``decoder_i``, one per segment
 
@@ -145,9 +147,10 @@ def vision_encoder_spec(
 
 def patch_encoder_spec(
     *,
+    patches_per_token: int,
     patch_width: int,
     head_dim: int,
-    patches_per_window: int,
+    tokens_per_window: int,
     has_positions: bool,
     num_planes: int,
     hidden_size: int,
@@ -157,27 +160,31 @@ def patch_encoder_spec(
     """Return the contract of a vision encoder that takes the patches of one picture.
 
     Args:
+        patches_per_token: that are merged into a visual token.
         patch_width: numbers of a patch.
         head_dim: of the vision encoder's attention.
-        patches_per_window: of its attention; 0 for no windows.
+        tokens_per_window: visual tokens of a window of its attention; 0 for no windows.
         has_positions: learned positions are added to the patches.
         num_planes: of DeepStack.
         hidden_size: of the decoder.
         dtype: of the floats.
         opsets: of the forms.
     """
-    patches, window = ("num_patches",), ("num_windows", patches_per_window)
+    patches = ("visual_tokens", patches_per_token)
     inputs = [
         TensorSpec(name="pixel_values", dtype=dtype, shape=(*patches, patch_width)),
         TensorSpec(name="rotary_cos", dtype=dtype, shape=(*patches, head_dim // 2)),
         TensorSpec(name="rotary_sin", dtype=dtype, shape=(*patches, head_dim // 2)),
     ]
-    if patches_per_window:
-        mask = ("num_windows", 1, patches_per_window, patches_per_window)
+    if tokens_per_window:
+        per_window = tokens_per_window * patches_per_token
+        mask = ("num_windows", 1, per_window, per_window)
         inputs += [
-            TensorSpec(name="window_index", dtype="int64", shape=window),
+            TensorSpec(
+                name="window_index", dtype="int64", shape=("num_windows", tokens_per_window)
+            ),
             TensorSpec(name="window_mask", dtype="bool", shape=mask),
-            TensorSpec(name="window_slots", dtype="int64", shape=patches),
+            TensorSpec(name="window_slots", dtype="int64", shape=("visual_tokens",)),
         ]
     if has_positions:
         inputs += [
