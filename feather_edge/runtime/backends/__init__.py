@@ -59,6 +59,10 @@ def create_backend(
             f"CUDA graphs are of engines, and backend {name} runs ONNX graphs without them; "
             f"choose {' or '.join(ENGINE_BACKENDS)}, or leave the option out"
         )
+    if name == "openvino":
+        from feather_edge.runtime.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend()
     from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend()
