@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import msgspec
 import numpy as np
 
+from feather_edge.checkpoint.fields import config_part
 from feather_edge.checkpoint.reader import read_json_object
 from feather_edge.errors import CheckpointError, UnsupportedModelError
 
@@ -62,7 +63,19 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "image_mean": _HALF,
         "image_std": _HALF,
     },
+    "LlavaNextImageProcessor": _CLIP_DEFAULTS,
+    "LlavaOnevisionImageProcessor": {
+        **_COMMON_DEFAULTS,
+        "size": {"height": 384, "width": 384},
+        "do_center_crop": False,
+        "image_mean": _CLIP_MEAN,
+        "image_std": _CLIP_STD,
+    },
 }
+
+
+_TILING = {"LlavaNextImageProcessor", "LlavaOnevisionImageProcessor"}
+# Their do_pad is about batches, and no step of one image.
 
 
 _OLD_NAMES = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
@@ -106,18 +119,27 @@ class PreprocessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 def read_preprocess_config(folder: Path) -> PreprocessConfig:
     """Return the preprocessing of a checkpoint folder.
 
-    transformers 5 nests it in processor_config.json, and reads that before
+    Raises:
+        CheckpointError: no file holds it, or a value is no sensible one.
+        UnsupportedModelError: it is of a kind that is not supported.
+    """
+    return preprocess_config(read_image_processor(folder))
+
+
+def read_image_processor(folder: Path) -> dict[str, Any]:
+    """Return the settings of a checkpoint folder's image processor as they are in the file.
+
+    transformers 5 nests them in processor_config.json, and reads that before
     preprocessor_config.json where both exist; so does this.
 
     Raises:
-        CheckpointError: neither file holds it, or a value is no sensible one.
-        UnsupportedModelError: it is of a kind that is not supported.
+        CheckpointError: neither file holds them.
     """
     for name in (PROCESSOR_FILE, PREPROCESSOR_FILE):
         if (folder / name).is_file():
             raw = read_json_object(folder / name)
             if name == PREPROCESSOR_FILE or "image_processor" in raw:
-                return preprocess_config(raw)
+                return config_part(raw, "image_processor") or raw
     raise CheckpointError(
         f"{folder} does not say how to preprocess images: it has no {PREPROCESSOR_FILE} and no "
         f"{PROCESSOR_FILE} with an image_processor; copy the file from the original checkpoint"
@@ -142,12 +164,13 @@ def preprocess_config(raw: dict[str, Any]) -> PreprocessConfig:
     # transformers takes a null for "not given".
     given = {key: value for key, value in raw.items() if value is not None}
     settings = {**_DEFAULTS[kind], **given}
-    if settings["do_pad"] and kind != "LlavaImageProcessor":
+    has_padding = bool(settings["do_pad"]) and kind not in _TILING
+    if has_padding and kind != "LlavaImageProcessor":
         raise UnsupportedModelError(f"image preprocessing: do_pad of {kind} is not supported")
     mean = _channels(settings, "image_mean") if settings["do_normalize"] else None
     shortest_edge, resize_to = _resize_target(settings) if settings["do_resize"] else (None, None)
     config = PreprocessConfig(
-        pad_color=_pad_color(_channels(settings, "image_mean")) if settings["do_pad"] else None,
+        pad_color=pad_color(_channels(settings, "image_mean")) if has_padding else None,
         resize_shortest_edge=shortest_edge,
         resize_to=resize_to,
         resample=_resample(settings["resample"]),
@@ -227,6 +250,7 @@ def _number(key: str, value: Any) -> float:
     return float(value)
 
 
-def _pad_color(mean: tuple[float, float, float]) -> tuple[int, int, int]:
+def pad_color(mean: tuple[float, float, float]) -> tuple[int, int, int]:
+    """Return the grey levels of the colour that a processor takes for the mean."""
     red, green, blue = (int(value * 255) for value in mean)
     return red, green, blue
