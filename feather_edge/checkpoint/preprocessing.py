@@ -74,8 +74,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-_TILING = {"LlavaNextImageProcessor", "LlavaOnevisionImageProcessor"}
-# Their do_pad is about batches, and no step of one image.
+WHOLE_IMAGE = ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor")
+"""Processors that make one array of one image."""
 
 
 _OLD_NAMES = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
@@ -146,8 +146,14 @@ def read_image_processor(folder: Path) -> dict[str, Any]:
     )
 
 
-def preprocess_config(raw: dict[str, Any]) -> PreprocessConfig:
+def preprocess_config(
+    raw: dict[str, Any], *, kinds: tuple[str, ...] = WHOLE_IMAGE
+) -> PreprocessConfig:
     """Normalise the content of preprocessor_config.json or processor_config.json.
+
+    Args:
+        raw: the file's content.
+        kinds: image processors to accept. For those that tile, what is returned is of one tile.
 
     Raises:
         CheckpointError: a value is no sensible one.
@@ -156,15 +162,16 @@ def preprocess_config(raw: dict[str, Any]) -> PreprocessConfig:
     raw = raw.get("image_processor", raw)
     named = raw.get("image_processor_type") or raw.get("feature_extractor_type") or "none"
     kind = _OLD_NAMES.get(named, str(named).removesuffix("Fast").removesuffix("Pil"))
-    if kind not in _DEFAULTS:
+    if kind not in kinds:
         raise UnsupportedModelError(
             f"image preprocessing: image_processor_type {named!r} is not supported; supported "
-            f"are {', '.join(_DEFAULTS)}, each with or without Fast at the end"
+            f"are {', '.join(kinds)}, each with or without Fast at the end"
         )
     # transformers takes a null for "not given".
     given = {key: value for key, value in raw.items() if value is not None}
     settings = {**_DEFAULTS[kind], **given}
-    has_padding = bool(settings["do_pad"]) and kind not in _TILING
+    # Processors that tile pad batches, which is no step of one image.
+    has_padding = bool(settings["do_pad"]) and kind in WHOLE_IMAGE
     if has_padding and kind != "LlavaImageProcessor":
         raise UnsupportedModelError(f"image preprocessing: do_pad of {kind} is not supported")
     mean = _channels(settings, "image_mean") if settings["do_normalize"] else None

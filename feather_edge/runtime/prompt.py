@@ -210,6 +210,11 @@ def _checked_entry(entry: object) -> dict[str, Any]:
         raise RequestError(
             f"content entry {entry!r} must be a dict with a type: image, or text with its text"
         )
+    if entry["type"] not in (*_IMAGE_TYPES, "text"):
+        raise RequestError(
+            f"content entry is of type {entry['type']!r}; images and text are supported, so give "
+            "frames of a video as images"
+        )
     return {"type": "image"} if entry["type"] in _IMAGE_TYPES else entry
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from feather_edge.graphs import DType, GraphSpec
     from feather_edge.images import ImageSpec
 
-FAMILIES = ("llava", "llava_next")
+FAMILIES = ("llava", "llava_next", "llava_onevision")
 """Supported model types, each a module of this package with ``INFO`` and ``read(checkpoint)``."""
 
 

@@ -32,14 +32,19 @@ def write_with_newline(g: GraphBuilder, *, model: LlavaModel) -> ir.Model:
     return g.model({"image_features": g.op("Concat", tokens, row, name="with_newline", axis=0)})
 
 
-def read_tile(checkpoint: Checkpoint, model: LlavaModel) -> PreprocessConfig:
+def read_tile(checkpoint: Checkpoint, model: LlavaModel, *, kind: str) -> PreprocessConfig:
     """Return how the thumbnail is made: the whole picture, resized to one tile.
+
+    Args:
+        checkpoint: the folder.
+        model: what was read of it.
+        kind: the image processor that the family has.
 
     Raises:
         CheckpointError: if the tile is not what the tower takes.
-        UnsupportedModelError: if tiles are resized or cropped once more.
+        UnsupportedModelError: if the processor is another one, or resizes nothing.
     """
-    config = preprocess_config(read_image_processor(checkpoint.path))
+    config = preprocess_config(read_image_processor(checkpoint.path), kinds=(kind,))
     side = model.vision.image_size
     if config.resize_to is None and config.resize_shortest_edge is None:
         raise UnsupportedModelError(

@@ -38,7 +38,7 @@ def read(checkpoint: Checkpoint) -> FamilyModel:
             token_id=model.token_id,
             grid=model.grid,
             canvases=read_canvases(checkpoint, model, CANVASES),
-            preprocess=read_tile(checkpoint, model),
+            preprocess=read_tile(checkpoint, model, kind="LlavaNextImageProcessor"),
         ),
         write_vision_encoder=partial(write_with_newline, model=model),
         vision_spec=model.vision_spec,
