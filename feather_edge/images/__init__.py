@@ -8,8 +8,11 @@ has of one, and say where a picture lies in that view (``geometry``).
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from feather_edge.images.anyres import AnyresImages
 from feather_edge.images.geometry import ViewGeometry
+from feather_edge.images.native import NativeImages
 from feather_edge.images.pixels import load_image
 from feather_edge.images.prepared import PreparedImages, Raster
 from feather_edge.images.raster import RasterImages
@@ -17,6 +20,7 @@ from feather_edge.images.raster import RasterImages
 __all__ = [
     "AnyresImages",
     "ImageSpec",
+    "NativeImages",
     "PreparedImages",
     "Raster",
     "RasterImages",
@@ -24,5 +28,5 @@ __all__ = [
     "load_image",
 ]
 
-ImageSpec = RasterImages | AnyresImages
+ImageSpec: TypeAlias = RasterImages | AnyresImages | NativeImages
 """The layouts a manifest may name, told apart by the tag ``layout``."""

@@ -20,7 +20,7 @@ import numpy as np
 from feather_edge.checkpoint.preprocessing import PreprocessConfig
 from feather_edge.errors import RequestError
 from feather_edge.images.geometry import ViewGeometry
-from feather_edge.images.pixels import normalise, preprocess, resize
+from feather_edge.images.pixels import normalise, preprocess, resize_to
 from feather_edge.images.prepared import TYPICAL_SIZE, PreparedImages, Raster
 from feather_edge.images.raster import whole_raster
 
@@ -99,13 +99,13 @@ class AnyresImages(
         take = self._split if is_split else self._whole
         parts = [take(picture, number) for number, picture in enumerate(pictures, 1)]
         if not parts:
-            return PreparedImages(inputs={}, prompt_pieces=(), rasters=())
+            return PreparedImages(calls=(), prompt_pieces=(), rasters=())
         mixes, first = [], 0
         for part in parts:
             mixes.append(part.mix.shifted(first))
             first += len(part.tiles) * math.prod(self.grid)
         return PreparedImages(
-            inputs={"pixel_values": np.concatenate([part.tiles for part in parts])},
+            calls=({"pixel_values": np.concatenate([part.tiles for part in parts])},),
             prompt_pieces=tuple((len(part.mix.rows),) for part in parts),
             rasters=tuple(raster for part in parts for raster in part.rasters),
             arrange=partial(_arrange, mixes=mixes),
@@ -114,7 +114,7 @@ class AnyresImages(
     def view(self, picture: Image.Image) -> Image.Image:
         """Return the picture as the tiles show it, without the black around it."""
         height, width = self.fit(picture.size).resized
-        return resize(picture, (width, height), self.preprocess.resample)
+        return resize_to(picture, (width, height), self.preprocess.resample)
 
     def geometry(self, size: tuple[int, int]) -> ViewGeometry:
         """Return where a picture of ``size`` (width, height) lies in its view."""
@@ -173,7 +173,7 @@ class AnyresImages(
         fit, tile = self.fit(picture.size), self.preprocess.output_size
         (height, width), (top, left) = fit.resized, fit.offset
         canvas = np.zeros((fit.tiles[0] * tile[0], fit.tiles[1] * tile[1], 3), np.uint8)
-        pixels = resize(picture, (width, height), self.preprocess.resample)
+        pixels = resize_to(picture, (width, height), self.preprocess.resample)
         canvas[top : top + height, left : left + width] = np.asarray(pixels)
         tiles = canvas.reshape(fit.tiles[0], tile[0], fit.tiles[1], tile[1], 3).swapaxes(1, 2)
         tiled = normalise(tiles.reshape(-1, *tile, 3), self.preprocess)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+    from feather_edge.checkpoint.patch_preprocessing import PatchPreprocessConfig
     from feather_edge.checkpoint.preprocessing import PreprocessConfig, Resample
 
     ImageSource = str | Path | bytes | BinaryIO | Image.Image | np.ndarray
@@ -85,7 +86,9 @@ def preprocess(images: Sequence[Image.Image], config: PreprocessConfig) -> np.nd
     return np.stack([normalise(_geometry(image, config), config) for image in images])
 
 
-def normalise(pixels: NDArray[np.uint8], config: PreprocessConfig) -> NDArray[np.float32]:
+def normalise(
+    pixels: NDArray[np.uint8], config: PreprocessConfig | PatchPreprocessConfig
+) -> NDArray[np.float32]:
     """Rescale and normalise pixels [..., height, width, 3]; returns [..., 3, height, width]."""
     values: NDArray[Any] = pixels
     if config.rescale_factor is not None:
@@ -97,8 +100,8 @@ def normalise(pixels: NDArray[np.uint8], config: PreprocessConfig) -> NDArray[np
     return np.ascontiguousarray(np.moveaxis(values, -1, -3))
 
 
-def resize(image: Image.Image, size: tuple[int, int], resample: Resample) -> Image.Image:
-    """Return a picture in RGB, resized to ``size`` (width, height)."""
+def resize_to(image: Image.Image, size: tuple[int, int], resample: Resample) -> Image.Image:
+    """Resize to ``size`` (width, height) in RGB; transparency is blended onto white."""
     from PIL import Image
 
     return _to_rgb(image).resize(size, Image.Resampling[resample.upper()])
@@ -175,7 +178,7 @@ def _pad_offset(size: tuple[int, int]) -> tuple[int, int]:
 def _resize(image: Image.Image, config: PreprocessConfig) -> Image.Image:
     if config.resize_to is None and config.resize_shortest_edge is None:
         return image
-    return resize(image, _resized_size(image.size, config), config.resample)
+    return resize_to(image, _resized_size(image.size, config), config.resample)
 
 
 def _resized_size(size: tuple[int, int], config: PreprocessConfig) -> tuple[int, int]:

@@ -110,11 +110,11 @@ def check_pictures(pair: Pair, files: Sequence[bytes], prompt: str = PROMPT) -> 
     prepared, encoded = _prepare(pair, files, prompt)
 
     assert encoded.prompt_ids.tolist() == expected["input_ids"][0].tolist()
-    arrays = pair.reference.encoder_inputs(expected) if files else {}
-    assert prepared.inputs.keys() == arrays.keys()
-    for name, array in arrays.items():
-        assert prepared.inputs[name].dtype == array.dtype
-        np.testing.assert_array_equal(prepared.inputs[name], array, err_msg=name)
+    calls = pair.reference.encoder_calls(expected) if files else []
+    for ours, theirs in zip(prepared.calls, calls, strict=True):
+        for name, array in theirs.items():
+            assert ours[name].dtype == array.dtype
+            np.testing.assert_array_equal(ours[name], array, err_msg=name)
     grids = [(raster.height, raster.width) for raster in prepared.rasters]
     assert grids == (pair.reference.grids(expected) if files else [])
     # Rasters and what is text among the placeholders: each visual token stands where it should.
@@ -190,7 +190,8 @@ def check_regions(pair: Pair, *, seed: int = 0, prompt: str = PROMPT) -> None:
     before, encoded = _prepare(pair, [image], prompt)
     after, _ = _prepare(pair, [painted], prompt)
 
-    changed = pair.reference.changed_features(before.inputs, after.inputs)[:, None]
+    calls = zip(before.calls, after.calls, strict=True)
+    changed = np.concatenate([pair.reference.changed_features(*call) for call in calls])[:, None]
     by_place = (
         changed if before.arrange is None else before.arrange(changed.astype(np.float32)) > 0
     )

@@ -129,9 +129,9 @@ class ReferenceVlm:
             )
         )
 
-    def encoder_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """Return, of the processor's output, what the vision graph takes; [N,3,H,W] each."""
-        return {"pixel_values": inputs["pixel_values"].numpy()}
+    def encoder_calls(self, inputs: dict[str, torch.Tensor]) -> list[dict[str, np.ndarray]]:
+        """Return, of the processor's output, what the vision graph takes in each of its calls."""
+        return [{"pixel_values": inputs["pixel_values"].numpy()}]
 
     def changed_features(
         self, before: dict[str, np.ndarray], after: dict[str, np.ndarray]
@@ -215,6 +215,16 @@ class ReferenceVlm:
             hidden=embeds, positions=torch.arange(ids.shape[1])[None], visual=visual
         )
 
+    def rotary(
+        self, hidden: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the decoder's cos and sin [1,S,Dh] of rows at ``positions`` [1,S]."""
+        return self.decoder.rotary_emb(hidden, position_ids=positions)
+
+    def angles(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the rotary angles [n,Dh/2] of ``positions`` [n]."""
+        return positions[:, None] * self.decoder.rotary_emb.inv_freq.double()
+
     def _layer(
         self, layer: int, hidden: torch.Tensor, positions: torch.Tensor, cache: Any
     ) -> torch.Tensor:
@@ -228,7 +238,7 @@ class ReferenceVlm:
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            position_embeddings=self.decoder.rotary_emb(hidden, position_ids=positions),
+            position_embeddings=self.rotary(hidden, positions),
         )
         return output[0] if isinstance(output, tuple) else output
 
@@ -270,7 +280,7 @@ class ReferenceVlm:
         )
         if method not in {"feather", "ivc"}:
             rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-            cos, sin = self.decoder.rotary_emb(rows.hidden, position_ids=rows.positions)
+            cos, sin = self.rotary(rows.hidden, rows.positions)
             query, key = (x[0] for x in rotate(query[None], key[None], cos, sin))
         key = key.repeat_interleave(len(query) // len(key), dim=0)
         domain = torch.arange(len(rows.visual))
@@ -348,8 +358,7 @@ class ReferenceVlm:
 
     def _coordinates(self, positions: torch.Tensor) -> set[int]:
         """Return places whose position has the largest sums of cosines or of sines."""
-        frequencies = self.decoder.rotary_emb.inv_freq.double()
-        angles = positions[:, None] * frequencies
+        angles = self.angles(positions)
         tenth = max(1, len(positions) // 10)
         return {
             int(place)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import msgspec
 
 from feather_edge.checkpoint.preprocessing import pad_color
-from feather_edge.checkpoint.text_config import TextModelType
+from feather_edge.checkpoint.text_config import PlainTextModelType
 from feather_edge.checkpoint.vision_config import VisionModelType
 from feather_edge.errors import UnsupportedModelError
 from feather_edge.export.families import FamilyInfo, FamilyModel
@@ -32,7 +32,7 @@ INFO = FamilyInfo(
         "llava-hf/llava-onevision-qwen2-7b-ov-hf",
     ),
     towers=get_args(VisionModelType),
-    decoders=get_args(TextModelType),
+    decoders=get_args(PlainTextModelType),
     images="a thumbnail, and tiles stitched to one raster; one tile each if there are several",
     limits=f"no video; {TRACING_LIMIT}",
 )

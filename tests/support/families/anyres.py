@@ -187,14 +187,14 @@ class ReferenceLlavaNext(ReferenceVlm):
                 grids.append((num_rows, num_visual // num_rows))
         return grids
 
-    def encoder_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    def encoder_calls(self, inputs: dict[str, torch.Tensor]) -> list[dict[str, np.ndarray]]:
         """Without the tiles that only pad the batch."""
         sizes = inputs["image_sizes"].tolist()
         tiles = [
             pixels[: 1 + math.prod(self._tiles(size))]
             for size, pixels in zip(sizes, inputs["pixel_values"], strict=True)
         ]
-        return {"pixel_values": torch.cat(tiles).numpy()}
+        return [{"pixel_values": torch.cat(tiles).numpy()}]
 
     def changed_features(
         self, before: dict[str, np.ndarray], after: dict[str, np.ndarray]
@@ -226,7 +226,7 @@ class ReferenceLlavaOnevision(ReferenceLlavaNext):
             **{name: settings[name] for name in names},
         )
 
-    def encoder_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    def encoder_calls(self, inputs: dict[str, torch.Tensor]) -> list[dict[str, np.ndarray]]:
         if inputs["batch_num_images"].tolist() == [1]:
-            return super().encoder_inputs(inputs)
-        return {"pixel_values": inputs["pixel_values"].flatten(0, 1).numpy()}
+            return super().encoder_calls(inputs)
+        return [{"pixel_values": inputs["pixel_values"].flatten(0, 1).numpy()}]
