@@ -71,6 +71,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "image_mean": _CLIP_MEAN,
         "image_std": _CLIP_STD,
     },
+    "GotOcr2ImageProcessor": {
+        **_COMMON_DEFAULTS,
+        "size": {"height": 384, "width": 384},
+        "do_center_crop": False,
+        "image_mean": _CLIP_MEAN,
+        "image_std": _CLIP_STD,
+    },
 }
 
 
