@@ -8,13 +8,17 @@ say where a picture lies in that view (``geometry``).
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from feather_edge.images.geometry import ViewGeometry
+from feather_edge.images.native import NativeImages
 from feather_edge.images.pixels import load_image
 from feather_edge.images.prepared import PreparedImages, Raster
 from feather_edge.images.raster import RasterImages
 
 __all__ = [
     "ImageSpec",
+    "NativeImages",
     "PreparedImages",
     "Raster",
     "RasterImages",
@@ -22,5 +26,5 @@ __all__ = [
     "load_image",
 ]
 
-ImageSpec = RasterImages
+ImageSpec: TypeAlias = RasterImages | NativeImages
 """The layouts a manifest may name; several are a tagged union of structs."""

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from feather_edge.checkpoint.preprocessing import PreprocessConfig
+    from feather_edge.checkpoint.patch_preprocessing import PatchPreprocessConfig
+    from feather_edge.checkpoint.preprocessing import PreprocessConfig, Resample
 
     ImageSource = str | Path | bytes | BinaryIO | Image.Image | np.ndarray
 
@@ -127,14 +128,25 @@ def _geometry(image: Image.Image, config: PreprocessConfig) -> np.ndarray:
 
 
 def _preprocess_one(image: Image.Image, config: PreprocessConfig) -> np.ndarray:
-    pixels = _geometry(image, config)
+    return normalise(_geometry(image, config), config)
+
+
+def normalise(pixels: np.ndarray, config: PreprocessConfig | PatchPreprocessConfig) -> np.ndarray:
+    """Rescale and normalise [height, width, 3] uint8 to [3, height, width] float32."""
     if config.rescale_factor is not None:
         # Through float64, as transformers does: one rounding, not two.
         pixels = (pixels.astype(np.float64) * config.rescale_factor).astype(np.float32)
     pixels = pixels.astype(np.float32)
     if config.mean is not None and config.std is not None:
         pixels = (pixels - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))  # [3, height, width]
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def resize_to(image: Image.Image, size: tuple[int, int], resample: Resample) -> Image.Image:
+    """Resize to ``size`` (width, height) in RGB; transparency is blended onto white."""
+    from PIL import Image
+
+    return _to_rgb(image).resize(size, Image.Resampling[resample.upper()])
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

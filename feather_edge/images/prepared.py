@@ -37,15 +37,16 @@ class PreparedImages:
     """Pictures as the vision encoder and the prompt take them.
 
     Attributes:
-        inputs: the vision graph's inputs by name; floats are float32. Empty without pictures.
+        calls: the vision graph's inputs by name, for each time it runs; floats are float32.
+            Pictures of different sizes take a call each. Empty without pictures.
         prompt_pieces: for each picture, what stands in the prompt in place of its placeholder:
             texts, and numbers of image placeholders in a row, one per visual token.
         rasters: the visual tokens of all pictures, in the order of the prompt.
-        arrange: from the graph's ``image_features`` to one row per image placeholder of the
+        arrange: from the ``image_features`` of all calls to one row per image placeholder of the
             prompt; None where they are the same.
     """
 
-    inputs: dict[str, NDArray[Any]]
+    calls: tuple[dict[str, NDArray[Any]], ...]
     prompt_pieces: tuple[tuple[str | int, ...], ...]
     rasters: tuple[Raster, ...]
     arrange: Callable[[NDArray[Any]], NDArray[Any]] | None = None

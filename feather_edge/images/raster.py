@@ -56,7 +56,7 @@ class RasterImages(
         """
         height, width = self.grid
         return PreparedImages(
-            inputs={"pixel_values": preprocess(pictures, self.preprocess)} if pictures else {},
+            calls=({"pixel_values": preprocess(pictures, self.preprocess)},) if pictures else (),
             prompt_pieces=((height * width,),) * len(pictures),
             rasters=tuple(
                 self._raster(picture.size, number) for number, picture in enumerate(pictures, 1)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 from feather_edge.checkpoint.preprocessing import read_preprocess_config
-from feather_edge.checkpoint.text_config import TextModelType, text_config
+from feather_edge.checkpoint.text_config import PlainTextModelType, text_config
 from feather_edge.checkpoint.vision_config import (
     VisionConfig,
     VisionModelType,
@@ -41,7 +41,7 @@ INFO = FamilyInfo(
     model_type="llava",
     examples=("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-interleave-qwen-0.5b-hf"),
     towers=get_args(VisionModelType),
-    decoders=get_args(TextModelType),
+    decoders=get_args(PlainTextModelType),
     images="one raster for each picture, resized or padded to one size",
     limits="another tower is traced, for which the extra torch is needed",
 )
