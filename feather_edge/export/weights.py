@@ -41,6 +41,9 @@ class Weights:
                     self._names[canonical + name.removeprefix(saved)] = name
                     break
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
     def tensor(self, name: str, *, shape: tuple[int, ...]) -> TensorView:
         """Return the tensor called ``name`` here and mark it as used.
 

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from feather_edge.images.geometry import Box
 
 
+TYPICAL_SIZE = (640, 480)
+"""Width and height in pixels of what cameras of robots give."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Raster:
     """A ``height`` x ``width`` raster of visual tokens: an image, or one tile of it.
@@ -23,6 +27,7 @@ class Raster:
         image: number of the picture, from 1.
         row_gap: image placeholders after each row of the raster that are no visual tokens, such
             as the newline of tiled families.
+        end_gap: likewise, after the whole raster.
     """
 
     height: int
@@ -30,6 +35,7 @@ class Raster:
     box: Box
     image: int = 1
     row_gap: int = 0
+    end_gap: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -37,7 +37,7 @@ def place_spans(rasters: Sequence[Raster], is_image: NDArray[np.bool_]) -> list[
             image=raster.image,
         )
         spans.append(span)
-        taken += span.end - span.start
+        taken += span.end - span.start + raster.end_gap
     return spans
 
 

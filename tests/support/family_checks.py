@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
+from support.edits import edited_checkpoint
 from support.images import random_images
 from support.reference import ReferencePruning
 from transformers.image_utils import load_image as reference_load_image
 
 from feather_edge import Region
+from feather_edge.export.pipeline import export
 from feather_edge.images import load_image
 from feather_edge.pruning import Pruning
 from feather_edge.runtime.prompt import PromptFormatter
@@ -25,7 +27,9 @@ from feather_edge.runtime.spans import place_spans
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
+    from support.bundles import Exported
     from support.pairs import Pair
 
     from feather_edge.images import PreparedImages, Raster
@@ -39,12 +43,14 @@ __all__ = [
     "check_pruned",
     "check_reference",
     "check_regions",
+    "check_renamed",
     "check_unpruned",
+    "elongated",
     "odd_picture",
 ]
 
 LOGITS_TOLERANCE = 1e-4
-FEATURES_TOLERANCE = 1e-5
+FEATURES_TOLERANCE = 3e-5
 NUM_GREEDY_TOKENS = 8
 PROMPT = "where is the red circle ?"
 
@@ -88,6 +94,12 @@ def odd_picture(name: str) -> bytes:
     file = BytesIO()
     picture.save(file, "PNG", **options)
     return file.getvalue()
+
+
+def elongated(width: int, height: int) -> np.ndarray:
+    """Return a picture of random pixels, uint8 [height, width, 3]."""
+    rng = np.random.default_rng(width)
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def check_pictures(pair: Pair, files: Sequence[bytes], prompt: str = PROMPT) -> None:
@@ -203,6 +215,21 @@ def check_regions(pair: Pair, *, seed: int = 0, prompt: str = PROMPT) -> None:
         kept = set(stage.kept_indices.tolist())
         assert inside <= kept
         assert not (outside - inside) & kept
+
+
+def check_renamed(exported: Exported, folder: Path, names: Sequence[tuple[str, str]]) -> None:
+    """Tensors under other prefixes, each (as saved, other), make the same bundle."""
+
+    def rename(tensors: dict[str, np.ndarray]) -> None:
+        for name in list(tensors):
+            saved, other = next(pair for pair in names if name.startswith(pair[0]))
+            tensors[other + name.removeprefix(saved)] = tensors.pop(name)
+
+    checkpoint = edited_checkpoint(exported.checkpoint, folder / "checkpoint", tensors=rename)
+
+    bundle = export(checkpoint, folder / "bundle", exported.bundle.manifest.recipe)
+
+    assert bundle.manifest.files == exported.bundle.manifest.files
 
 
 def _check_covers(span: VisualSpan, raster: Raster, region: Region, seeing: np.ndarray) -> None:

@@ -189,8 +189,12 @@ class ReferenceVlm:
 
     def image_features(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return what the model puts in the place of the image placeholders, a row [D] each."""
+        return torch.cat(self.features_by_picture(inputs))
+
+    def features_by_picture(self, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """Return ``image_features``, picture by picture."""
         given = {name: inputs[name] for name in self.picture_inputs}
-        return torch.cat(list(self.model.model.get_image_features(**given).pooler_output))
+        return list(self.model.model.get_image_features(**given).pooler_output)
 
     def is_visual(self, features: torch.Tensor) -> torch.Tensor:
         """Return which image placeholders [placeholders] are visual tokens: newlines are not."""

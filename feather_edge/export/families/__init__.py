@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from feather_edge.graphs import DType, GraphSpec
     from feather_edge.images import ImageSpec
 
-FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = (
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "internvl",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+)
 """Supported model types, each a module of this package with ``INFO`` and ``read(checkpoint)``."""
 
 
