@@ -113,11 +113,21 @@ def read_preprocess_config(folder: Path) -> PreprocessConfig:
         CheckpointError: neither file holds it, or a value is no sensible one.
         UnsupportedModelError: it is of a kind that is not supported.
     """
+    return preprocess_config(read_image_processor(folder))
+
+
+def read_image_processor(folder: Path) -> dict[str, Any]:
+    """Return the image processor's settings of a checkpoint folder, as they are in its file.
+
+    Raises:
+        CheckpointError: no file holds them.
+    """
     for name in (PROCESSOR_FILE, PREPROCESSOR_FILE):
         if (folder / name).is_file():
             raw = read_json_object(folder / name)
             if name == PREPROCESSOR_FILE or "image_processor" in raw:
-                return preprocess_config(raw)
+                settings: dict[str, Any] = raw.get("image_processor", raw)
+                return settings
     raise CheckpointError(
         f"{folder} does not say how to preprocess images: it has no {PREPROCESSOR_FILE} and no "
         f"{PROCESSOR_FILE} with an image_processor; copy the file from the original checkpoint"

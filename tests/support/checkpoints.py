@@ -18,7 +18,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["CHATML_TEMPLATE", "VICUNA_TEMPLATE", "tiny_llava", "tiny_tokenizer"]
+__all__ = ["CHATML_TEMPLATE", "VICUNA_TEMPLATE", "randomise", "tiny_llava", "tiny_tokenizer"]
 
 Vision = Literal["clip", "siglip"]
 Text = Literal["llama", "mistral", "qwen2", "qwen3"]
@@ -158,7 +158,7 @@ def tiny_llava(
         },
     )
     model = transformers.LlavaForConditionalGeneration(config)
-    _randomise(model, seed=seed)
+    randomise(model, seed=seed)
     model.generation_config = transformers.GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -214,7 +214,7 @@ def _text_config(
     return kinds[text](**fields)
 
 
-def _randomise(model: torch.nn.Module, *, seed: int) -> None:
+def randomise(model: torch.nn.Module, *, seed: int) -> None:
     """Draw every parameter; the scale keeps activations near one and logits well apart."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -89,7 +89,7 @@ class ReferenceVlm:
             folder, dtype=torch.float32, attn_implementation="eager"
         ).eval()
         self.processor = transformers.AutoProcessor.from_pretrained(folder)
-        self.decoder = self.model.model.language_model
+        self.decoder = self.model.get_decoder()
 
     def grids(self, inputs: dict[str, torch.Tensor]) -> list[tuple[int, int]]:
         """Return (height, width) of each raster of visual tokens, in the order of the prompt."""
@@ -151,15 +151,20 @@ class ReferenceVlm:
         embeds = self.model.get_input_embeddings()(ids)
         is_visual = ids[0] == self.model.config.image_token_id
         if "pixel_values" in inputs:
-            config = self.model.config
-            features = self.model.model.get_image_features(
-                inputs["pixel_values"],
-                vision_feature_layer=config.vision_feature_layer,
-                vision_feature_select_strategy=config.vision_feature_select_strategy,
-            ).pooler_output
-            embeds[0, is_visual] = torch.cat(list(features))
+            embeds[0, is_visual] = self.features(inputs)
         visual = torch.where(is_visual, is_visual.cumsum(0) - 1, -1)
         return _Rows(hidden=embeds, positions=torch.arange(ids.shape[1])[None], visual=visual)
+
+    @torch.no_grad()
+    def features(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the visual tokens [V, D] of all pictures."""
+        config = self.model.config
+        features = self.model.model.get_image_features(
+            inputs["pixel_values"],
+            vision_feature_layer=config.vision_feature_layer,
+            vision_feature_select_strategy=config.vision_feature_select_strategy,
+        ).pooler_output
+        return torch.cat(list(features))
 
     def _layer(
         self, layer: int, hidden: torch.Tensor, positions: torch.Tensor, cache: Any

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from feather_edge.graphs import DType, GraphSpec
     from feather_edge.images import ImageSpec
 
-FAMILIES = ("llava",)
+FAMILIES = ("llava", "idefics3", "smolvlm")
 """Supported model types, each a module of this package with ``INFO`` and ``read(checkpoint)``."""
 
 
