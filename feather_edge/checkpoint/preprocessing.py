@@ -62,6 +62,15 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "image_mean": _HALF,
         "image_std": _HALF,
     },
+    "Gemma3ImageProcessor": {
+        **_COMMON_DEFAULTS,
+        "resample": 2,
+        "size": {"height": 224, "width": 224},
+        "do_center_crop": False,
+        "do_pan_and_scan": False,
+        "image_mean": _HALF,
+        "image_std": _HALF,
+    },
 }
 
 
@@ -154,6 +163,11 @@ def preprocess_config(raw: dict[str, Any]) -> PreprocessConfig:
     settings = {**_DEFAULTS[kind], **given}
     if settings["do_pad"] and kind != "LlavaImageProcessor":
         raise UnsupportedModelError(f"image preprocessing: do_pad of {kind} is not supported")
+    if settings.get("do_pan_and_scan"):
+        raise UnsupportedModelError(
+            "image preprocessing: do_pan_and_scan is not supported; set it to false in the "
+            "preprocessor config, as it is in published checkpoints"
+        )
     mean = _channels(settings, "image_mean") if settings["do_normalize"] else None
     shortest_edge, resize_to = _resize_target(settings) if settings["do_resize"] else (None, None)
     config = PreprocessConfig(

@@ -10,9 +10,18 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from feather_edge.checkpoint.fields import ConfigFields, check_model_type, config_part
+from feather_edge.checkpoint.gemma_config import (
+    GEMMA_DEFAULTS,
+    LocalAttention,
+    gemma_activation,
+    gemma_facts,
+    gemma_rope,
+)
 from feather_edge.errors import CheckpointError, UnsupportedModelError
 
-TextModelType = Literal["llama", "mistral", "qwen2", "qwen3"]
+PlainTextModelType = Literal["llama", "mistral", "qwen2", "qwen3"]
+"""Text models of their own, which many families have."""
+TextModelType = PlainTextModelType | Literal["gemma", "gemma2", "gemma3_text"]
 RopeType = Literal["linear", "llama3"]
 
 _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -71,6 +80,7 @@ _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
         "sliding_window": 4096,
         "max_window_layers": 28,
     },
+    **GEMMA_DEFAULTS,
 }
 
 _DEFAULT_ROPE_THETA = 10_000.0
@@ -110,6 +120,13 @@ class TextConfig:
         max_positions: positions a prompt and its answer may use: max_position_embeddings, or the
             sliding window if it is smaller, because within it a sliding window has no effect.
         rope_scaling: None for plain rotary embeddings.
+        has_unit_offset: norm weights are stored as what is added to 1.
+        has_post_norms: attention and MLP are normalised before they are added, too.
+        attention_scale: of the product of query and key; None for 1 / sqrt(head_dim).
+        attention_softcap: c, where c tanh(x / c) bounds the scaled products; None for no bound.
+        logits_softcap: likewise for the logits.
+        embedding_scale: what embeddings of text are multiplied by; visual tokens are not.
+        local: layers that see a window only; None where all see everything.
     """
 
     model_type: TextModelType
@@ -130,21 +147,41 @@ class TextConfig:
     has_qk_norm: bool
     tie_word_embeddings: bool
     max_positions: int
+    has_unit_offset: bool = False
+    has_post_norms: bool = False
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logits_softcap: float | None = None
+    embedding_scale: float = 1.0
+    local: LocalAttention | None = None
+
+    @property
+    def score_scale(self) -> float:
+        """What the product of query and key is multiplied by."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+    def is_local(self, layer: int) -> bool:
+        """Whether a layer sees a window only."""
+        return self.local is not None and layer in self.local.layers
 
 
-def text_config(raw: dict[str, Any]) -> TextConfig:
+def text_config(
+    raw: dict[str, Any], *, supported: tuple[str, ...] = get_args(PlainTextModelType)
+) -> TextConfig:
     """Return the decoder's config.
 
     Args:
         raw: config.json of the whole VLM; its text_config holds the decoder.
+        supported: model types that the family may have; the first is what it means where no name
+            is given.
 
     Raises:
         CheckpointError: a value is no sensible one.
         UnsupportedModelError: the model_type or the rotary scaling is not supported.
     """
     part = config_part(raw, "text_config")
-    model_type: TextModelType = part.get("model_type", "llama")
-    check_model_type("text_config", model_type, get_args(TextModelType))
+    model_type: TextModelType = part.get("model_type", supported[0])
+    check_model_type("text_config", model_type, supported)
     fields = ConfigFields("text_config", part, _TEXT_DEFAULTS[model_type])
     num_attention_heads = fields.size("num_attention_heads")
     num_key_value_heads = fields.size("num_key_value_heads", if_none=num_attention_heads)
@@ -154,9 +191,14 @@ def text_config(raw: dict[str, Any]) -> TextConfig:
             f"num_key_value_heads {num_key_value_heads}"
         )
     hidden_size = fields.size("hidden_size")
-    # Only llama and qwen3 read this flag; qwen2 always has q, k and v biases, mistral has none.
-    is_flagged = model_type in {"llama", "qwen3"} and bool(fields.get("attention_bias"))
+    is_gemma = model_type in GEMMA_DEFAULTS
+    # Only these read this flag; qwen2 always has q, k and v biases, mistral has none.
+    reads_flag = model_type in {"llama", "qwen3"} or is_gemma
+    is_flagged = reads_flag and bool(fields.get("attention_bias"))
     tied = raw.get("tie_word_embeddings") or part.get("tie_word_embeddings")
+    if is_gemma:  # tied unless the file says otherwise
+        tied = raw.get("tie_word_embeddings", fields.get("tie_word_embeddings"))
+    rope = gemma_rope(model_type, part)
     return TextConfig(
         model_type=model_type,
         vocab_size=fields.size("vocab_size"),
@@ -167,15 +209,16 @@ def text_config(raw: dict[str, Any]) -> TextConfig:
         num_key_value_heads=num_key_value_heads,
         head_dim=_head_dim(fields, hidden_size, num_attention_heads),
         rms_norm_eps=fields.positive("rms_norm_eps"),
-        hidden_act=fields.text("hidden_act"),
-        rope_theta=_rope_theta(part),
-        rope_scaling=_rope_scaling(part, fields),
+        hidden_act=gemma_activation(model_type, fields) if is_gemma else fields.text("hidden_act"),
+        rope_theta=_rope_theta(rope, fields),
+        rope_scaling=_rope_scaling(rope, fields),
         attention_bias=is_flagged or model_type == "qwen2",
         output_bias=is_flagged,
         mlp_bias=model_type == "llama" and bool(fields.get("mlp_bias")),
-        has_qk_norm=model_type == "qwen3",
+        has_qk_norm=model_type in {"qwen3", "gemma3_text"},
         tie_word_embeddings=bool(tied),
         max_positions=_max_positions(model_type, fields),
+        **gemma_facts(model_type, fields),
     )
 
 
@@ -203,8 +246,8 @@ def _rope_parameters(part: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def _rope_theta(part: dict[str, Any]) -> float:
-    theta = part.get("rope_theta")
+def _rope_theta(part: dict[str, Any], fields: ConfigFields) -> float:
+    theta = fields.get("rope_theta")
     theta = _DEFAULT_ROPE_THETA if theta is None else theta
     parameters = {"rope_theta": theta, **_rope_parameters(part)}
     return ConfigFields("text_config", parameters, {}).positive("rope_theta")
@@ -244,7 +287,8 @@ def _rope_scaling(part: dict[str, Any], fields: ConfigFields) -> RopeScaling | N
 
 def _max_positions(model_type: str, fields: ConfigFields) -> int:
     max_positions = fields.size("max_position_embeddings")
-    if model_type == "llama" or fields.get("sliding_window") is None:
+    # Gemma's windows are masks of single layers and limit nothing.
+    if model_type in {"llama", *GEMMA_DEFAULTS} or fields.get("sliding_window") is None:
         return max_positions
     if model_type in {"qwen2", "qwen3"} and not _has_sliding_layers(fields):
         return max_positions

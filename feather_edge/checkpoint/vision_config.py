@@ -10,6 +10,9 @@ from feather_edge.errors import CheckpointError
 
 VisionModelType = Literal["clip_vision_model", "siglip_vision_model", "idefics3_vision"]
 
+PLAIN_TOWERS: tuple[VisionModelType, ...] = ("clip_vision_model", "siglip_vision_model")
+"""Towers of their own, which many families have."""
+
 _VISION_DEFAULTS: dict[str, dict[str, Any]] = {
     "clip_vision_model": {
         "hidden_size": 768,
@@ -95,13 +98,13 @@ class VisionConfig(TowerShape):
 def is_known_tower(raw: dict[str, Any]) -> bool:
     """Return whether ``vision_config`` reads the tower that a VLM's config.json names."""
     part = config_part(raw, "vision_config")
-    return part.get("model_type", "clip_vision_model") in get_args(VisionModelType)
+    return part.get("model_type", "clip_vision_model") in PLAIN_TOWERS
 
 
 def vision_config(
     raw: dict[str, Any],
     *,
-    supported: tuple[VisionModelType, ...] = ("clip_vision_model", "siglip_vision_model"),
+    supported: tuple[VisionModelType, ...] = PLAIN_TOWERS,
 ) -> VisionConfig:
     """Return the vision encoder's config.
 

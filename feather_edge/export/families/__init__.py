@@ -8,12 +8,13 @@ decoders, pruning and the rest of the export are shared.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from feather_edge.errors import UnsupportedModelError
+from feather_edge.manifest import PromptForm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from feather_edge.export.weights import Weights
     from feather_edge.graphs import DType, GraphSpec
     from feather_edge.images import ImageSpec
+    from feather_edge.manifest import PromptAttention
 
 FAMILIES = ("llava", "idefics3", "smolvlm")
 """Supported model types, each a module of this package with ``INFO`` and ``read(checkpoint)``."""
@@ -62,6 +64,8 @@ class FamilyModel:
         image: what the runtime must know of images: placeholder, grid, preprocessing.
         write_vision_encoder: writes the vision graph's nodes and closes it.
         vision_spec: returns the contract of the vision graph for a dtype and opsets.
+        prompt: what the chat template does not say.
+        prompt_attention: which rows of a prompt see which.
     """
 
     text: TextConfig
@@ -69,6 +73,8 @@ class FamilyModel:
     image: ImageSpec
     write_vision_encoder: Callable[[GraphBuilder], ir.Model]
     vision_spec: Callable[[DType, tuple[int, ...]], GraphSpec]
+    prompt: PromptForm = field(default_factory=PromptForm)
+    prompt_attention: PromptAttention = "causal"
 
 
 def read_family(checkpoint: Checkpoint) -> FamilyModel:

@@ -69,7 +69,6 @@ def read(checkpoint: Checkpoint) -> FamilyModel:
         )
     return FamilyModel(
         text=text,
-        vision=vision,
         weights=Weights(checkpoint, PREFIXES),
         image=SplitImages(
             token_id=fields.size("image_token_id"),
