@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,17 +11,18 @@ import transformers
 from PIL import Image
 from support.families.idefics3 import Idefics3Reference, image_processor, tiny_idefics3
 from support.family_checks import (
-    STAGES,
+    KINDS,
+    ODD_PICTURES,
     check_pictures,
-    check_prompt,
     check_pruned,
+    check_reference,
     check_regions,
     check_unpruned,
-    check_visual_tokens,
-    open_session,
+    odd_picture,
 )
 from support.image_processors import raw_config
-from support.images import ODD_PICTURES, noise, random_images
+from support.images import noise, random_images
+from support.pairs import Pair, open_pair
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionEmbeddings
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
@@ -36,32 +36,18 @@ from feather_edge.recipes import ExportRecipe
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from support.bundles import BundleFactory
+
     from feather_edge import Session
 
-
-KINDS = ("idefics3", "smolvlm")
+RECIPE = ExportRecipe(stages=(2, 4))
 PICTURES = {"square": (40, 40), "wide": (90, 30), "tall": (20, 70), "panorama": (300, 4)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """A tiny checkpoint, its session and its reference."""
-
-    checkpoint: Path
-    session: Session
-    reference: Idefics3Reference
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    folder = tmp_path_factory.mktemp(request.param)
-    checkpoint = tiny_idefics3(folder / "checkpoint", request.param)
-    bundle = export(checkpoint, folder / "bundle", ExportRecipe(stages=STAGES, opset="23"))
-    return Made(
-        checkpoint=checkpoint,
-        session=open_session(bundle),
-        reference=Idefics3Reference(checkpoint),
-    )
+@pytest.fixture(scope="module", params=["idefics3", "smolvlm"])
+def pair(request: pytest.FixtureRequest, bundles: BundleFactory) -> Pair:
+    exported = bundles(tiny_idefics3, recipe=RECIPE, kind=request.param)
+    return open_pair(exported, Idefics3Reference)
 
 
 def layout(session: Session) -> SplitImages:
@@ -70,16 +56,55 @@ def layout(session: Session) -> SplitImages:
     return image
 
 
-def test_pictures_are_cut_as_the_processor_cuts_them(made: Made) -> None:
-    pictures = {**ODD_PICTURES, **{name: noise(*size) for name, size in PICTURES.items()}}
-    expected = {
-        name: made.reference.processor.image_processor(picture, return_tensors="np")[
-            "pixel_values"
-        ][0]
-        for name, picture in pictures.items()
-    }
+@pytest.mark.parametrize("name", ODD_PICTURES)
+def test_odd_pictures(pair: Pair, name: str) -> None:
+    check_pictures(pair, [odd_picture(name)])
 
-    check_pictures(layout(made.session), pictures, expected)
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_prompts_with_no_picture_and_several(pair: Pair, count: int) -> None:
+    check_pictures(pair, [odd_picture(name) for name in ODD_PICTURES[-count:][:count]])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_unpruned(pair: Pair, count: int) -> None:
+    check_unpruned(pair, random_images(count))
+    check_reference(pair, random_images(count))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(("method", "selection"), KINDS)
+def test_pruned(pair: Pair, method: str, selection: str, count: int) -> None:
+    check_pruned(pair, random_images(count, seed=count), method, selection)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_regions(pair: Pair, seed: int) -> None:
+    check_regions(pair, seed=seed)
+
+
+@pytest.mark.parametrize("kind", ["idefics3", "smolvlm"])
+def test_the_older_operators(bundles: BundleFactory, kind: str) -> None:
+    recipe = ExportRecipe(stages=(2, 4), opset="18")
+    pair = open_pair(bundles(tiny_idefics3, recipe=recipe, kind=kind), Idefics3Reference)
+
+    check_unpruned(pair, random_images(1))
+    check_pruned(pair, random_images(1), "fastv", "fill")
+
+
+def test_without_splitting_a_picture_is_one_raster(bundles: BundleFactory) -> None:
+    exported = bundles(
+        tiny_idefics3,
+        recipe=RECIPE,
+        kind="smolvlm",
+        processor_overrides={"do_image_splitting": False},
+        tie_word_embeddings=True,
+    )
+    pair = open_pair(exported, Idefics3Reference)
+
+    check_pictures(pair, [odd_picture("panorama"), odd_picture("grey")])
+    check_unpruned(pair, random_images(2))
+    check_pruned(pair, random_images(2), "feather", "fill")
 
 
 @pytest.mark.parametrize(
@@ -112,16 +137,13 @@ def test_settings_of_the_processor(overrides: dict[str, object]) -> None:
         for name, picture in pictures.items()
     }
 
-    check_pictures(image, pictures, expected)
+    for name, picture in pictures.items():
+        pixels = image.prepare([picture]).inputs["pixel_values"]
+        np.testing.assert_array_equal(pixels, expected[name], err_msg=name)
 
 
-@pytest.mark.parametrize("num_images", [0, 1, 2])
-def test_prompt(made: Made, num_images: int) -> None:
-    check_prompt(made.session, made.reference, random_images(num_images))
-
-
-def test_the_text_around_tiles_is_that_of_smolvlm(made: Made) -> None:
-    image = layout(made.session)
+def test_the_text_around_tiles_is_that_of_smolvlm(pair: Pair) -> None:
+    image = layout(pair.session)
     num_tokens = image.tile_grid[0] * image.tile_grid[1]
     for size in PICTURES.values():
         (pieces,) = image.prepare([noise(*size)]).prompt_pieces
@@ -133,60 +155,10 @@ def test_the_text_around_tiles_is_that_of_smolvlm(made: Made) -> None:
         assert text == expected
 
 
-def test_visual_tokens(made: Made) -> None:
-    check_visual_tokens(made.session, made.reference, random_images(2))
-
-
-@pytest.mark.parametrize("num_images", [0, 1, 2])
-def test_unpruned_answers_are_those_of_transformers(made: Made, num_images: int) -> None:
-    check_unpruned(made.session, made.reference, random_images(num_images, seed=3))
-
-
-@pytest.mark.parametrize("num_images", [1, 2])
-@pytest.mark.parametrize(
-    ("method", "selection"), [("feather", "fill"), ("feather", "union"), ("fastv", "fill")]
-)
-def test_pruned_answers_are_those_of_the_reference(
-    made: Made, method: str, selection: str, num_images: int
-) -> None:
-    images = random_images(num_images, seed=5)
-
-    check_pruned(made.session, made.reference, images, method, selection)
-
-
-def test_the_older_operators_answer_the_same(made: Made, tmp_path: Path) -> None:
-    bundle = export(made.checkpoint, tmp_path / "b", ExportRecipe(stages=STAGES, opset="18"))
-    session = open_session(bundle)
-
-    check_unpruned(session, made.reference, random_images(1, seed=3))
-    check_pruned(session, made.reference, random_images(1, seed=4), "fastv", "fill")
-
-
-def test_a_bundle_without_splitting_has_one_raster_for_a_picture(tmp_path: Path) -> None:
-    checkpoint = tiny_idefics3(
-        tmp_path / "checkpoint",
-        "smolvlm",
-        processor_overrides={"do_image_splitting": False},
-        tie_word_embeddings=True,
-    )
-    bundle = export(checkpoint, tmp_path / "bundle", ExportRecipe(stages=STAGES))
-    session, reference = open_session(bundle), Idefics3Reference(checkpoint)
-    images = random_images(2, seed=8)
-
-    check_prompt(session, reference, images)
-    check_unpruned(session, reference, images)
-    check_pruned(session, reference, images, "feather", "fill", keep_ratio=(0.4, 0.3))
-
-
 @pytest.mark.parametrize("name", PICTURES)
-def test_regions_are_found_in_every_tile(made: Made, name: str) -> None:
-    check_regions(made.session, noise(*PICTURES[name]))
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_rasters_lie_where_the_tiles_show_the_picture(made: Made, name: str) -> None:
+def test_rasters_lie_where_the_tiles_show_the_picture(pair: Pair, name: str) -> None:
     """A white box in a black picture lights up the tokens whose raster says that they show it."""
-    image, (width, height) = layout(made.session), PICTURES[name]
+    image, (width, height) = layout(pair.session), PICTURES[name]
     picture = Image.new("RGB", (width, height))
     box = (width // 3, height // 3, width // 3 + max(2, width // 6), height // 3 + 2)
     picture.paste((255, 255, 255), box)
@@ -225,10 +197,10 @@ def test_position_ids_of_published_sizes(tile: int, table: int) -> None:
     assert position_ids(tile, table) == rows.int().tolist()
 
 
-def test_videos_are_refused(made: Made) -> None:
+def test_videos_are_refused(pair: Pair) -> None:
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "?"}]}]
     with pytest.raises(RequestError, match="is a video, which is not supported; allowed are"):
-        made.session.generate([], messages)
+        pair.session.generate([], messages)
 
 
 def test_tiles_that_do_not_fit_the_tower_are_refused(tmp_path: Path) -> None:

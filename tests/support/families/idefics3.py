@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+import numpy as np
 import transformers
 from support.checkpoints import randomise, tiny_tokenizer
 from support.reference import ReferenceVlm
@@ -12,6 +12,8 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import torch
 
 __all__ = ["Idefics3Reference", "image_processor", "tiny_idefics3"]
 
@@ -118,6 +120,8 @@ def tiny_idefics3(
 class Idefics3Reference(ReferenceVlm):
     """One raster per tile, and one of the whole picture."""
 
+    picture_inputs = ("pixel_values", "pixel_attention_mask")
+
     def grids(self, inputs: dict[str, torch.Tensor]) -> list[tuple[int, int]]:
         """Return (height, width) of each raster of visual tokens, in the order of the prompt."""
         config = self.model.config
@@ -125,13 +129,31 @@ class Idefics3Reference(ReferenceVlm):
         grid = (side // config.scale_factor,) * 2
         return [grid] * (inputs["pixel_values"].shape[1] if "pixel_values" in inputs else 0)
 
-    @torch.no_grad()
-    def features(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the visual tokens [V, D] of all pictures."""
-        output = self.model.model.get_image_features(
-            inputs["pixel_values"], inputs["pixel_attention_mask"]
+    def encoder_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """Return the tiles of all pictures, [N,3,H,W]."""
+        return {"pixel_values": inputs["pixel_values"][0].numpy()}
+
+    def changed_features(
+        self, before: dict[str, np.ndarray], after: dict[str, np.ndarray]
+    ) -> np.ndarray:
+        """Return which visual tokens see pixels that differ, more than a blur makes of it.
+
+        Two resizes carry a little of a box into the tile beside it.
+        """
+        differ = np.abs(before["pixel_values"] - after["pixel_values"]).max(axis=1)  # [N,H,W]
+        number, height, width = differ.shape
+        side = self.token_side
+        rows, columns = height // side, width // side
+        seen = differ[:, : rows * side, : columns * side].reshape(
+            number, rows, side, columns, side
         )
-        return torch.cat(list(output.pooler_output))
+        return (seen.mean(axis=(2, 4)) > 0.2).ravel()
+
+    @property
+    def token_side(self) -> int:
+        """Side in pixels of the square that one visual token is made of."""
+        config = self.model.config
+        return int(config.vision_config.patch_size * config.scale_factor)
 
 
 def _tokenizer(kind: Kind) -> transformers.PreTrainedTokenizerFast:
