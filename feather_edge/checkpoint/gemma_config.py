@@ -55,8 +55,6 @@ GEMMA_DEFAULTS: dict[str, dict[str, Any]] = {
         "vocab_size": 262208,
         "max_position_embeddings": 131072,
         "sliding_window_pattern": 6,
-        "final_logit_softcapping": None,
-        "attn_logit_softcapping": None,
         "rope_theta": 1e6,
         "rope_local_base_freq": 1e4,
     },
@@ -107,17 +105,21 @@ def gemma_facts(model_type: str, fields: ConfigFields) -> dict[str, Any]:
             "text_config: use_bidirectional_attention of gemma3_text is not supported: such a "
             "model embeds texts and does not answer"
         )
-    facts = {"has_unit_offset": True, "embedding_scale": fields.size("hidden_size") ** 0.5}
+    facts: dict[str, Any] = {
+        "has_unit_offset": True,
+        "embedding_scale": fields.size("hidden_size") ** 0.5,
+    }
     if model_type == "gemma":
         return facts
-    return {
-        **facts,
+    facts |= {
         "has_post_norms": True,
         "attention_scale": fields.positive("query_pre_attn_scalar") ** -0.5,
-        "attention_softcap": _softcap(fields, "attn_logit_softcapping"),
-        "logits_softcap": _softcap(fields, "final_logit_softcapping"),
         "local": _local_attention(model_type, fields),
     }
+    if model_type == "gemma2":  # Gemma 3 inherited the fields, but its models do not read them
+        facts["attention_softcap"] = _softcap(fields, "attn_logit_softcapping")
+        facts["logits_softcap"] = _softcap(fields, "final_logit_softcapping")
+    return facts
 
 
 def gemma_activation(model_type: str, fields: ConfigFields) -> str:

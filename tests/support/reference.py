@@ -156,6 +156,7 @@ class ReferenceVlm:
     ) -> ReferenceRun:
         """Prefill with pruning, then decode greedily; the end token is not part of the answer."""
         run = ReferenceRun()
+        self._slots: dict[int, torch.Tensor] = {}
         cache = transformers.DynamicCache()
         rows = self.embed(inputs)
         length = rows.hidden.shape[1]
@@ -207,12 +208,26 @@ class ReferenceVlm:
             hidden=embeds, positions=torch.arange(ids.shape[1])[None], visual=visual
         )
 
+    def rotary(
+        self, hidden: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the decoder's cos and sin [1,S,Dh] of rows at ``positions`` [1,S]."""
+        return self.decoder.rotary_emb(hidden, position_ids=positions)
+
+    def angles(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the rotary angles [n,Dh/2] of ``positions`` [n]."""
+        return positions[:, None] * self.decoder.rotary_emb.inv_freq.double()
+
+    def visible(self, layer: int, positions: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """Return which slots [T], of the positions ``slots``, rows at ``positions`` [S] see."""
+        return slots[None, :] <= positions[:, None]
+
     def _layer(
         self, layer: int, hidden: torch.Tensor, positions: torch.Tensor, cache: Any
     ) -> torch.Tensor:
-        past = cache.get_seq_length(layer)
-        slots = torch.arange(past + hidden.shape[1])
-        visible = slots[None, :] <= slots[past:, None]
+        slots = torch.cat([self._slots.pop(layer, positions[0, :0]), positions[0]])
+        self._slots[layer] = slots
+        visible = self.visible(layer, positions[0], slots)
         mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min)[None, None]
         output = self.decoder.layers[layer](
             hidden,
@@ -220,7 +235,7 @@ class ReferenceVlm:
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            position_embeddings=self.decoder.rotary_emb(hidden, position_ids=positions),
+            position_embeddings=self.rotary(hidden, positions),
         )
         return output[0] if isinstance(output, tuple) else output
 
@@ -262,13 +277,15 @@ class ReferenceVlm:
         )
         if method not in {"feather", "ivc"}:
             rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-            cos, sin = self.decoder.rotary_emb(rows.hidden, position_ids=rows.positions)
+            cos, sin = self.rotary(rows.hidden, rows.positions)
             query, key = (x[0] for x in rotate(query[None], key[None], cos, sin))
         key = key.repeat_interleave(len(query) // len(key), dim=0)
         domain = torch.arange(len(rows.visual))
         if method not in {"fastv-full", "pyramiddrop"}:
             domain = domain[rows.visual >= 0]
-        logits = (key[:, domain] @ query[:, -1, :, None])[..., 0] / math.sqrt(attention.head_dim)
+        logits = (key[:, domain] @ query[:, -1, :, None])[..., 0] * attention.scaling
+        if cap := getattr(attention, "attn_logit_softcapping", None):
+            logits = cap * (logits / cap).tanh()
         scores = torch.zeros(len(rows.visual))
         scores[domain] = logits.softmax(dim=-1).mean(dim=0)
         return scores
@@ -340,8 +357,7 @@ class ReferenceVlm:
 
     def _coordinates(self, positions: torch.Tensor) -> set[int]:
         """Return places whose position has the largest sums of cosines or of sines."""
-        frequencies = self.decoder.rotary_emb.inv_freq.double()
-        angles = positions[:, None] * frequencies
+        angles = self.angles(positions)
         tenth = max(1, len(positions) // 10)
         return {
             int(place)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from feather_edge.images import ImageSpec
     from feather_edge.manifest import PromptAttention
 
-FAMILIES = ("llava", "idefics3", "smolvlm")
+FAMILIES = ("llava", "idefics3", "smolvlm", "paligemma", "gemma3")
 """Supported model types, each a module of this package with ``INFO`` and ``read(checkpoint)``."""
 
 
