@@ -19,6 +19,7 @@ from support.family_checks import (
 from support.images import random_images
 from support.pairs import Pair, open_pair
 
+from feather_edge.errors import RequestError
 from feather_edge.recipes import ExportRecipe
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ def test_unpruned(pair: Pair, count: int) -> None:
 @pytest.mark.parametrize(("method", "selection"), KINDS)
 def test_pruned(pair: Pair, method: str, selection: str, count: int) -> None:
     check_pruned(pair, random_images(count, seed=count), method, selection)
+
+
+def test_a_conversation_is_refused(pair: Pair) -> None:
+    messages = [{"role": "user", "content": "where ?"}]
+    with pytest.raises(RequestError, match="no chat template, so messages cannot be rendered"):
+        pair.session.generate([], messages)
 
 
 def test_regions(pair: Pair) -> None:

@@ -63,6 +63,7 @@ def tiny_paligemma(folder: Path, *, text: str = "gemma", **text_overrides: Any) 
         text_config=kind(**{**_text_fields(tokenizer), **own, **text_overrides}),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         projection_dim=64,
+        tie_word_embeddings=text == "gemma",
     )
     pictures = SiglipImageProcessorPil(size={"height": side, "width": side})
     pictures.image_seq_length = (side // patch) ** 2
@@ -104,6 +105,7 @@ def tiny_gemma3(folder: Path, *, shape: str = "windowed", **text_overrides: Any)
             **{**_text_fields(tokenizer), **own, **text_overrides}
         ),
         mm_tokens_per_image=num_tokens,
+        tie_word_embeddings=shape == "windowed",
         boi_token_index=tokenizer.convert_tokens_to_ids("<start_of_image>"),
         eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),
         image_token_index=tokenizer.convert_tokens_to_ids("<image_soft_token>"),
