@@ -6,6 +6,7 @@ config.json and guesses nothing. The format is strict: unknown keys are errors.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 import msgspec
@@ -46,12 +47,13 @@ class PromptForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     Attributes:
         image_mark: what the template writes for a picture; None for the image placeholder.
-        plain: how a text becomes a prompt in a model without a template, special tokens
-            included: a format of ``images``, ``bos`` and ``prompt``. None for what most do.
+        without_template: how a text becomes a prompt in a model without a template. ``lines``: a
+            line for each picture, then the text. ``prefix``: all pictures, the start token, the
+            text, a newline, and no other special token.
     """
 
     image_mark: str | None = None
-    plain: str | None = None
+    without_template: Literal["lines", "prefix"] = "lines"
 
 
 class LocalAttention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,6 +96,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         image: how pictures become visual tokens.
         graphs: contract of each graph, vision encoder first, then the segments.
         files: every other file of the bundle, by its path.
+        sha256: of everything else in this struct; see ``manifest_sha256``.
     """
 
     format_version: int
@@ -109,7 +112,14 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     image: ImageSpec
     graphs: tuple[GraphSpec, ...]
     files: dict[str, FileRecord]
+    sha256: str
     local_attention: LocalAttention | None = None
     prompt_attention: PromptAttention = "causal"
     embedding_scale: float = 1.0
     prompt: PromptForm = PromptForm()
+
+
+def manifest_sha256(manifest: BundleManifest) -> str:
+    """Return what ``BundleManifest.sha256`` must be: it tells damage and edits, not attackers."""
+    rest = msgspec.structs.replace(manifest, sha256="")
+    return hashlib.sha256(msgspec.json.encode(rest)).hexdigest()

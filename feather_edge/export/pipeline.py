@@ -142,6 +142,7 @@ def _manifest(
         prompt_attention=model.prompt_attention,
         embedding_scale=text.embedding_scale,
         prompt=model.prompt,
+        sha256="",
     )
 
 

@@ -6,6 +6,7 @@ same template, the same special tokens, one image placeholder per visual token.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from feather_edge.runtime.chat_template import ChatTemplate, Message
 from feather_edge.runtime.detokenizer import Detokenizer, StreamDecoder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 __all__ = ["PROMPT_FILES", "EncodedPrompt", "Message", "PromptFormatter", "StreamDecoder"]
@@ -85,7 +86,7 @@ class PromptFormatter:
         self._image_token_id = image_token_id
         self._image_token = str(tokenizer.id_to_token(image_token_id))
         self._image_mark = form.image_mark or self._image_token
-        self._plain = form.plain
+        self._is_prefix = template is None and form.without_template == "prefix"
         self.eos_token_ids = eos_token_ids
 
     @classmethod
@@ -102,28 +103,30 @@ class PromptFormatter:
         Raises:
             CheckpointError: a file is missing or damaged, or has no token of that id.
         """
-        config = _read_optional(folder / TOKENIZER_CONFIG_FILE)
-        if "added_tokens_decoder" not in config:
-            config = {**config, **_read_optional(folder / SPECIAL_TOKENS_FILE)}
-        special_tokens = _special_tokens(config)
-        tokenizer = _open_tokenizer(folder / TOKENIZER_FILE, config, special_tokens)
-        if tokenizer.id_to_token(image_token_id) is None:
-            raise CheckpointError(
-                f"{folder / TOKENIZER_FILE} has no token {image_token_id}, which the model takes "
-                "for its image placeholder; tokenizer and config.json are of different models"
+        with _sensible_settings(folder):
+            config = _read_optional(folder / TOKENIZER_CONFIG_FILE)
+            if "added_tokens_decoder" not in config:
+                config = {**config, **_read_optional(folder / SPECIAL_TOKENS_FILE)}
+            special_tokens = _special_tokens(config)
+            tokenizer = _open_tokenizer(folder / TOKENIZER_FILE, config, special_tokens)
+            if tokenizer.id_to_token(image_token_id) is None:
+                raise CheckpointError(
+                    f"{folder / TOKENIZER_FILE} has no token {image_token_id}, which the model "
+                    "takes for its image placeholder; tokenizer and config.json are of different "
+                    "models"
+                )
+            # The clean-up is for word-level tokenizers; transformers ignores the setting for BPE.
+            is_bpe = type(tokenizer.model).__name__ == "BPE"
+            has_clean_up = bool(config.get("clean_up_tokenization_spaces")) and not is_bpe
+            return cls(
+                tokenizer=tokenizer,
+                special_tokens=special_tokens,
+                template=_chat_template(folder, config),
+                detokenizer=Detokenizer(tokenizer, has_clean_up=has_clean_up),
+                image_token_id=image_token_id,
+                eos_token_ids=_eos_token_ids(folder, tokenizer, special_tokens),
+                form=PromptForm() if form is None else form,
             )
-        # The clean-up is for word-level tokenizers; transformers ignores the setting for BPE.
-        is_bpe = type(tokenizer.model).__name__ == "BPE"
-        has_clean_up = bool(config.get("clean_up_tokenization_spaces")) and not is_bpe
-        return cls(
-            tokenizer=tokenizer,
-            special_tokens=special_tokens,
-            template=_chat_template(folder, config),
-            detokenizer=Detokenizer(tokenizer, has_clean_up=has_clean_up),
-            image_token_id=image_token_id,
-            eos_token_ids=_eos_token_ids(folder, tokenizer, special_tokens),
-            form=PromptForm() if form is None else form,
-        )
 
     def encode(
         self, prompt: str | Sequence[Message], *, images: Sequence[Sequence[str | int]]
@@ -142,7 +145,7 @@ class PromptFormatter:
         text = self._render(prompt, num_images=len(images))
         bos = self._special_tokens.get("bos_token")
         has_bos = self._template is not None and bos is not None and text.startswith(bos)
-        has_bos |= self._plain is not None
+        has_bos |= self._is_prefix
         expanded = self._expand(text, images)
         ids = self._tokenizer.encode(expanded, add_special_tokens=not has_bos).ids
         prompt_ids = np.array(ids, dtype=np.int64)
@@ -165,10 +168,9 @@ class PromptFormatter:
 
     def _render(self, prompt: str | Sequence[Message], *, num_images: int) -> str:
         if isinstance(prompt, str):
-            if self._plain is not None:
-                marks = self._image_mark * num_images
+            if self._is_prefix:
                 bos = self._special_tokens.get("bos_token", "")
-                return self._plain.format(images=marks, bos=bos, prompt=prompt)
+                return f"{self._image_mark * num_images}{bos}{prompt}\n"
             if self._template is None:
                 return f"{self._image_mark}\n" * num_images + prompt
             images: list[dict[str, Any]] = [{"type": "image"} for _ in range(num_images)]
@@ -240,6 +242,18 @@ def _checked_entry(entry: object) -> dict[str, Any]:
             f"image and text: give single frames of a video as images"
         )
     return {"type": "image"} if entry["type"] in _IMAGE_TYPES else entry
+
+
+@contextmanager
+def _sensible_settings(folder: Path) -> Iterator[None]:
+    """Turn what a setting of a wrong kind runs into, wherever that is, into one error."""
+    try:
+        yield
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"tokenizer settings of {folder} make no sense ({type(error).__name__}: {error}); "
+            f"copy {TOKENIZER_CONFIG_FILE} and its neighbours again"
+        ) from error
 
 
 def _read_optional(path: Path) -> dict[str, Any]:
@@ -325,7 +339,12 @@ def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> ChatTempla
 
 
 def _read_template_file(path: Path) -> dict[str, Any]:
-    return {"chat_template": path.read_text(encoding="utf-8")} if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return {"chat_template": path.read_text(encoding="utf-8")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; copy it again") from error
 
 
 def _eos_token_ids(

@@ -80,7 +80,7 @@ def read(checkpoint: Checkpoint) -> FamilyModel:
         ),
         write_vision_encoder=partial(_write_vision_encoder, text=text, vision=vision),
         vision_spec=partial(square_vision_spec, vision, text),
-        prompt=PromptForm(plain="{images}{bos}{prompt}\n"),
+        prompt=PromptForm(without_template="prefix"),
         prompt_attention="prefix",
     )
 

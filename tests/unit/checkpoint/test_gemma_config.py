@@ -75,7 +75,7 @@ def reference_of(fields: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("form", ["published", "saved again"])
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_facts_are_those_of_transformers(name: str, is_saved_again: bool) -> None:
+def test_facts_are_those_of_transformers(name: str, form: str) -> None:
     reference = reference_of(PUBLISHED[name])
     config = read(**(reference.to_dict() if form == "saved again" else PUBLISHED[name]))
 
@@ -100,7 +100,7 @@ def test_facts_are_those_of_transformers(name: str, is_saved_again: bool) -> Non
 
 @pytest.mark.parametrize("form", ["published", "saved again"])
 @pytest.mark.parametrize("name", [n for n in PUBLISHED if n != "paligemma-3b-mix-224"])
-def test_local_layers_and_their_rotary(name: str, is_saved_again: bool) -> None:
+def test_local_layers_and_their_rotary(name: str, form: str) -> None:
     reference = reference_of(PUBLISHED[name])
     config = read(**(reference.to_dict() if form == "saved again" else PUBLISHED[name]))
     rope = reference.rope_parameters
