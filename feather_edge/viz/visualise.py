@@ -6,16 +6,20 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from feather_edge.errors import RequestError
 from feather_edge.evaluate.answers import MIN_IOU, BoxReader
 from feather_edge.evaluate.boxes import intersection_over_union
 from feather_edge.images import load_image
 from feather_edge.viz.heat_map import heat_map
 from feather_edge.viz.kept_tokens import Panel, contact_sheet, kept_tokens
+from feather_edge.viz.rasters import draw_levels, raster_levels, within
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from PIL import Image
 
     from feather_edge.bundle import Bundle
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from feather_edge.pruning import Pruning
     from feather_edge.runtime.result import Result, StageResult
     from feather_edge.runtime.session import Session
+    from feather_edge.viz.rasters import RasterPart
 
 __all__ = ["Visualisation", "draw_results", "visualise"]
 
@@ -130,7 +135,7 @@ def draw_results(
         RequestError: if a result is of several pictures, or of another bundle.
     """
     picture, images = load_image(image), bundle.manifest.image
-    (raster,) = rasters = images.prepare([picture]).rasters
+    rasters = images.prepare([picture]).rasters
     for result in results:
         if result.rasters != rasters:
             raise RequestError(
@@ -140,7 +145,7 @@ def draw_results(
     pen = _Pen(
         view=images.view(picture),
         geometry=images.geometry(picture.size),
-        grid=(raster.height, raster.width),
+        levels=raster_levels(rasters, images.geometry(picture.size)),
         reader=BoxReader.of(bundle, box_format),
         unpruned=unpruned,
         size=panel_size,
@@ -154,7 +159,7 @@ class _Pen:
 
     view: Image.Image
     geometry: ViewGeometry
-    grid: tuple[int, int]
+    levels: list[list[RasterPart]]
     reader: BoxReader | None
     unpruned: Result | None
     size: int
@@ -167,32 +172,54 @@ class _Pen:
         return panels
 
     def _answer(self, result: Result, boxes: list[tuple[Box, str]]) -> Panel:
-        every = range(self.grid[0] * self.grid[1])
+        every = np.arange(result.num_visual_tokens)
         criterion = result.stages[0].criterion if result.stages else "none"
         comparison, is_alarming = self._comparison(result)
         return Panel(
-            picture=kept_tokens(self.view, every, grid=self.grid, boxes=boxes, size=self.size),
+            picture=self._tokens(every, result.num_visual_tokens, boxes),
             title=f"{criterion}: {self._words(result)}",
             subtitle=comparison,
             is_alarming=is_alarming,
         )
 
     def _kept(self, stage: StageResult, result: Result, boxes: list[tuple[Box, str]]) -> Panel:
-        picture = kept_tokens(
-            self.view, stage.kept_indices, grid=self.grid, boxes=boxes, size=self.size,
-            is_lost_visible=True,
-        )  # fmt: skip
         return Panel(
-            picture=picture,
+            picture=self._tokens(stage.kept_indices, result.num_visual_tokens, boxes),
             title=f"kept {stage.num_kept} of {result.num_visual_tokens} ({stage.keep_ratio:.0%})",
             subtitle=f"before layer {stage.before_layer}; what is greyish was lost",
         )
 
+    def _tokens(
+        self, kept_indices: NDArray[np.int64], num_tokens: int, boxes: list[tuple[Box, str]]
+    ) -> Image.Image:
+        is_kept = np.zeros(num_tokens, np.bool_)
+        is_kept[kept_indices] = True
+
+        def draw(pixels: Image.Image, part: RasterPart, size: int) -> Image.Image:
+            kept = np.flatnonzero(is_kept[part.tokens])
+            return kept_tokens(
+                pixels, kept, grid=part.grid, boxes=within(boxes, part), size=size,
+                is_lost_visible=True,
+            )  # fmt: skip
+
+        return draw_levels(self.view, self.levels, draw, size=self.size)
+
     def _scores(self, stage: StageResult) -> Panel:
+        kept_indices, scores = stage.kept_indices, stage.scores
+
+        def draw(pixels: Image.Image, part: RasterPart, size: int) -> Image.Image:
+            tokens = part.tokens
+            kept = kept_indices[(kept_indices >= tokens.start) & (kept_indices < tokens.stop)]
+            return heat_map(
+                pixels,
+                None if scores is None else scores[tokens],
+                kept - tokens.start,
+                grid=part.grid,
+                size=size,
+            )
+
         return Panel(
-            picture=heat_map(
-                self.view, stage.scores, stage.kept_indices, grid=self.grid, size=self.size
-            ),
+            picture=draw_levels(self.view, self.levels, draw, size=self.size),
             title=f"scores before layer {stage.before_layer}",
             subtitle="bright ranks high; outlined was kept",
         )

@@ -32,6 +32,7 @@ from feather_edge.export.families.idefics3 import position_ids
 from feather_edge.export.pipeline import export
 from feather_edge.images import SplitImages
 from feather_edge.recipes import ExportRecipe
+from feather_edge.viz import visualise
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -195,6 +196,12 @@ def test_position_ids_of_published_sizes(tile: int, table: int) -> None:
         rows = embeddings(pixels, torch.ones(1, tile, tile, dtype=torch.bool))[0, :, 0]
 
     assert position_ids(tile, table) == rows.int().tolist()
+
+
+def test_tiles_and_the_whole_picture_are_drawn(pair: Pair) -> None:
+    sheet = visualise(pair.session, noise(60, 30), "where ?", panel_size=80).sheet
+
+    assert sheet.width > sheet.height  # one row: the answer, then what each stage kept and ranked
 
 
 def test_videos_are_refused(pair: Pair) -> None:
