@@ -10,11 +10,27 @@ Hkv key/value heads, Dh head width, V vocabulary, N images.
 ``image_features`` [tokens, D]     float  visual tokens of all images in a row, projected
 =================  ==============  =====  ====================================================
 
+``vision_encoder`` of families that keep a picture's resolution, one picture a call; M patches, W
+windows, Q patches of a window, Dv the encoder's head width. Windows only where layers have them.
+
+================== ============== ===== =====================================================
+``pixel_values``   [M, C T P P]   float patches, block by block; the frame repeated T times
+``rotary_cos``     [M, Dv/2]      float tables of a patch's row and column; ``rotary_sin``
+``window_index``   [W, Q]         i64   the patch in each slot of each window
+``window_mask``    [W, 1, Q, Q]   bool  False for slots of windows that the picture's border cuts
+``window_slots``   [M]            i64   the slot of each patch, counted through all windows
+``position_index`` [M, 4]         i64   learned positions around a patch, where there are any
+``position_weights`` [M, 4]       float of each of the four
+``image_features`` [tokens, D]    float visual tokens, row by row
+``deepstack_features.N``          float likewise, of an earlier layer; plane N of DeepStack
+================== ============== ===== =====================================================
+
 ``decoder_i``, one per segment
 
 =========================== ================ ===== ===============================================
 ``inputs_embeds`` (i = 0)    [B, S, D]        float what enters the first segment
 ``hidden_states`` (i > 0)    [B, S, D]        float what the segment before gave
+``deepstack_embeds.N`` (i=0) [B, S, D]        float added after layer N; 0 but for visual tokens
 ``cos``, ``sin``             [B, S, Dh/2]     float rotary tables of the original positions
 ``attention_mask``           [B, 1, S, T]     bool  True where a row may look: causal and padding
 ``local_cos``, ``local_sin`` [B, S, Dh/2]     float tables of local layers, if they differ +
@@ -51,6 +67,9 @@ DECODER = "decoder_{}"
 NEWEST_OPSET = 23
 TENSORRT_VERSIONS = {23: ">=10.15", 18: ">=10.3"}
 """TensorRT that reads the operators of an opset's form; see ``feather_edge.export.dialects``."""
+
+DEEPSTACK_FEATURES = "deepstack_features.{}"
+DEEPSTACK_EMBEDS = "deepstack_embeds.{}"
 
 EMBED_TOKENS_FILE = "onnx/embed_tokens.safetensors"
 EMBED_TOKENS_TENSOR = "embed_tokens.weight"
@@ -136,6 +155,57 @@ def vision_encoder_spec(
     )
 
 
+def patch_encoder_spec(
+    *,
+    patch_width: int,
+    head_dim: int,
+    patches_per_window: int,
+    has_positions: bool,
+    num_planes: int,
+    hidden_size: int,
+    dtype: DType,
+    opsets: tuple[int, ...],
+) -> GraphSpec:
+    """Return the contract of a vision encoder that takes the patches of one picture.
+
+    Args:
+        patch_width: numbers of a patch.
+        head_dim: of the vision encoder's attention.
+        patches_per_window: of its attention; 0 for no windows.
+        has_positions: learned positions are added to the patches.
+        num_planes: of DeepStack.
+        hidden_size: of the decoder.
+        dtype: of the floats.
+        opsets: of the forms.
+    """
+    patches, window = ("num_patches",), ("num_windows", patches_per_window)
+    inputs = [
+        TensorSpec(name="pixel_values", dtype=dtype, shape=(*patches, patch_width)),
+        TensorSpec(name="rotary_cos", dtype=dtype, shape=(*patches, head_dim // 2)),
+        TensorSpec(name="rotary_sin", dtype=dtype, shape=(*patches, head_dim // 2)),
+    ]
+    if patches_per_window:
+        mask = ("num_windows", 1, patches_per_window, patches_per_window)
+        inputs += [
+            TensorSpec(name="window_index", dtype="int64", shape=window),
+            TensorSpec(name="window_mask", dtype="bool", shape=mask),
+            TensorSpec(name="window_slots", dtype="int64", shape=patches),
+        ]
+    if has_positions:
+        inputs += [
+            TensorSpec(name="position_index", dtype="int64", shape=(*patches, 4)),
+            TensorSpec(name="position_weights", dtype=dtype, shape=(*patches, 4)),
+        ]
+    names = ["image_features", *map(DEEPSTACK_FEATURES.format, range(num_planes))]
+    tokens = ("visual_tokens", hidden_size)
+    return GraphSpec(
+        name=VISION_ENCODER,
+        forms=_forms(VISION_ENCODER, opsets),
+        inputs=tuple(inputs),
+        outputs=tuple(TensorSpec(name=name, dtype=dtype, shape=tokens) for name in names),
+    )
+
+
 def decoder_spec(
     index: int,
     layers: range,
@@ -144,8 +214,12 @@ def decoder_spec(
     is_last: bool,
     dtype: DType,
     opsets: tuple[int, ...],
+    num_planes: int = 0,
 ) -> GraphSpec:
-    """Return the contract of segment ``index``, which holds decoder layers ``layers``."""
+    """Return the contract of segment ``index``, which holds decoder layers ``layers``.
+
+    The first segment takes the ``num_planes`` planes of DeepStack.
+    """
     rows = ("batch", "sequence")
     half = shape.head_dim // 2
     entry = "inputs_embeds" if index == 0 else "hidden_states"
@@ -154,6 +228,10 @@ def decoder_spec(
         *_attention_specs(layers, shape, dtype, is_last=is_last),
         *_cache_specs("past_key_values", layers, shape, "past_sequence", dtype),
     ]
+    if index == 0:
+        names = map(DEEPSTACK_EMBEDS.format, range(num_planes))
+        planes = (*rows, shape.hidden_size)
+        inputs += [TensorSpec(name=name, dtype=dtype, shape=planes) for name in names]
     outputs = list(_cache_specs("present", layers, shape, "total_sequence", dtype))
     if is_last:
         logits = ("batch", 1, shape.vocab_size)

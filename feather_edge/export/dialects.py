@@ -52,7 +52,7 @@ class Dialect(Protocol):
         query: ir.Value,
         key: ir.Value,
         value: ir.Value,
-        mask: ir.Value,
+        mask: ir.Value | None,
         *,
         heads: tuple[int, int],
         head_dim: int,
@@ -67,6 +67,7 @@ class Dialect(Protocol):
 
         The mask [B, 1, S, T] is explicit: TensorRT refuses ``is_causal`` beside a mask, and a
         causal flag alone would need every runtime to agree on the offset of cached positions.
+        Without one every row sees every other.
         """
         ...
 
@@ -113,7 +114,7 @@ class Opset23:
         query: ir.Value,
         key: ir.Value,
         value: ir.Value,
-        mask: ir.Value,
+        mask: ir.Value | None,
         *,
         heads: tuple[int, int],
         head_dim: int,
@@ -140,7 +141,8 @@ class Opset23:
                 softcap=softcap,
             )
         attributes = {} if scale is None else {"scale": scale}
-        return g.op("Attention", query, key, value, mask, name=name, **attributes)
+        masks = [] if mask is None else [mask]
+        return g.op("Attention", query, key, value, *masks, name=name, **attributes)
 
     def packed_attention(
         self,
@@ -204,7 +206,7 @@ class Opset18:
         query: ir.Value,
         key: ir.Value,
         value: ir.Value,
-        mask: ir.Value,
+        mask: ir.Value | None,
         *,
         heads: tuple[int, int],
         head_dim: int,
@@ -220,10 +222,11 @@ class Opset18:
             grouped = g.op("Reshape", query, shape, name="groups")  # [B, Hkv, H/Hkv, S, Dh]
             keys = g.op("Unsqueeze", key, g.ints(2), name="keys")  # [B, Hkv, 1, T, Dh]
             values = g.op("Unsqueeze", value, g.ints(2), name="values")
-            visible = g.unsqueeze_once(mask, 1)  # [B, 1, 1, S, T]
+            visible = None if mask is None else g.unsqueeze_once(mask, 1)  # [B, 1, 1, S, T]
+            columns = g.op("Transpose", keys, name="key_columns", perm=[0, 1, 2, 4, 3])
             scale = head_dim**-0.5 if scale is None else scale
             attended = self._attend(
-                g, grouped, keys, values, visible, scale=scale, softcap=softcap
+                g, grouped, columns, values, visible, scale=scale, softcap=softcap
             )
             return g.op("Reshape", attended, g.ints(0, num_heads, -1, head_dim), name="heads")
 
@@ -245,7 +248,8 @@ class Opset18:
                 by_head = g.op("Reshape", x, shape, name=f"{part}_heads")
                 unpacked.append(g.op("Transpose", by_head, name=part, perm=[0, 2, 1, 3]))
             queries, keys, values = unpacked
-            attended = self._attend(g, queries, keys, values, None, scale=head_dim**-0.5)
+            columns = g.op("Transpose", keys, name="key_columns", perm=[0, 1, 3, 2])
+            attended = self._attend(g, queries, columns, values, None, scale=head_dim**-0.5)
             rows_first = g.op("Transpose", attended, name="rows_first", perm=[0, 2, 1, 3])
             return g.op("Reshape", rows_first, g.ints(0, 0, num_heads * head_dim), name="pack")
 
@@ -253,7 +257,7 @@ class Opset18:
         self,
         g: GraphBuilder,
         query: ir.Value,
-        key: ir.Value,
+        columns: ir.Value,
         value: ir.Value,
         visible: ir.Value | None,
         *,
@@ -261,8 +265,6 @@ class Opset18:
         softcap: float | None = None,
     ) -> ir.Value:
         scaled = g.op("Mul", query, g.scalar("attention_scale", scale), name="scaled")
-        axes = [0, 1, 3, 2] if visible is None else [0, 1, 2, 4, 3]
-        columns = g.op("Transpose", key, name="key_columns", perm=axes)
         logits = g.op("MatMul", scaled, columns, name="logits")
         if softcap is not None:
             logits = bounded(g, logits, g.scalar("attention_softcap", softcap), name="softcap")

@@ -10,7 +10,7 @@ import numpy as np
 
 from feather_edge.checkpoint.preprocessing import PreprocessConfig
 from feather_edge.images.geometry import ViewGeometry
-from feather_edge.images.pixels import check_pixels, normalised, to_rgb
+from feather_edge.images.pixels import check_pixels, normalise, to_rgb
 from feather_edge.images.prepared import PreparedImages, Raster
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class SplitImages(
             for raster in self._rasters(picture.size, number)
         ]
         return PreparedImages(
-            inputs={"pixel_values": np.stack(tiles)} if tiles else {},
+            calls=({"pixel_values": np.stack(tiles)},) if tiles else (),
             prompt_pieces=tuple(self._pieces(*self._tiles(each.size)) for each in pictures),
             rasters=tuple(rasters),
         )
@@ -128,7 +128,7 @@ class SplitImages(
         ]
         tiles = [view.crop(box) for box in boxes]
         tiles.append(self._resize(view, (side, side)))
-        return [normalised(np.asarray(tile), self.pixels) for tile in tiles]
+        return [normalise(np.asarray(tile), self.pixels) for tile in tiles]
 
     def _resize(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
         from PIL import Image

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feather_edge.errors import BackendError
+from feather_edge.graphs import DEEPSTACK_EMBEDS
 from feather_edge.pruning.criteria import criterion
 from feather_edge.pruning.scores import score_mask
 from feather_edge.runtime.kv_cache import SegmentCache
 from feather_edge.runtime.masks import prompt_mask, step_mask
-from feather_edge.runtime.rotary import rotary_tables
+from feather_edge.runtime.rotary import prompt_coordinates, rotary_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -82,9 +83,15 @@ class DecoderChain:
         ]
         self._slots = [np.empty(0, np.int64) for _ in schedule.segments]
         self.next_position = 0
+        self._planes: dict[str, Tensor] = {}
 
     def prefill(
-        self, embeds: NDArray[Any], layout: Layout, pruning: Pruning | None
+        self,
+        embeds: NDArray[Any],
+        layout: Layout,
+        pruning: Pruning | None,
+        *,
+        planes: NDArray[Any] | None = None,
     ) -> tuple[NDArray[np.float32], list[PrunedStage]]:
         """Run the prompt through all segments, pruning between them.
 
@@ -92,18 +99,23 @@ class DecoderChain:
             embeds: [S, D], visual tokens spliced in.
             layout: of the rows given; those pruned before the decoder are missing.
             pruning: what to keep; None keeps everything.
+            planes: [planes, S, D] of DeepStack; None for a decoder without.
 
         Returns:
             Logits [V] of the next token, and what each stage did.
         """
-        cos, sin = self._tables(layout.positions)
+        coordinates = self._coordinates(layout)
+        cos, sin = self._tables(coordinates[:, layout.positions])
         rows = _Rows(hidden=self._upload(embeds[None]), cos=cos, sin=sin, layout=layout)
+        self._planes = {} if planes is None else self._named_planes(planes)
         stages: list[PrunedStage] = []
         for index, before_layer in enumerate(self._schedule.stages):
             rows, stage = self._prefill_segment(index, rows, pruning, before_layer)
             stages.append(stage)
         logits = self._last_segment(rows)
-        self.next_position = layout.num_positions
+        self.next_position = int(coordinates.max()) + 1
+        zeros = np.zeros((len(self._planes), 1, embeds.shape[-1]), self._dtype)
+        self._planes = self._named_planes(zeros)  # new tokens are text
         return logits, stages
 
     def decode_step(self, embed: NDArray[Any]) -> NDArray[np.float32]:
@@ -178,7 +190,8 @@ class DecoderChain:
             identity = self._identity_tables(layout.num_rows)
             return self._prune_inputs(zeros, zeros, *identity, num_kept=layout.num_rows)
         if plan.score_rotation == "rotary":
-            cos, sin = rotary_tables(self._score_rotary(index), layout.positions)
+            coordinates = self._coordinates(layout)[:, layout.positions]
+            cos, sin = rotary_tables(self._score_rotary(index), coordinates)
             tables = (cos[None], sin[None])
         else:
             tables = self._identity_tables(layout.num_rows)
@@ -230,6 +243,14 @@ class DecoderChain:
             "inputs_embeds" if index == 0 else "hidden_states": hidden,
             **{name: available[name]() for name in names if name in available},
             **self._caches[index].inputs(),
+            **(self._planes if index == 0 else {}),
+        }
+
+    def _named_planes(self, planes: NDArray[Any]) -> dict[str, Tensor]:
+        """Return [planes, S, D] as inputs of the first segment."""
+        return {
+            DEEPSTACK_EMBEDS.format(number): self._upload(plane[None])
+            for number, plane in enumerate(planes)
         }
 
     def _mask(self, index: int, layout: Layout | None, window: int | None) -> Tensor:
@@ -271,8 +292,12 @@ class DecoderChain:
         logits: NDArray[np.float32] = self._backend.download(outputs["logits"])[0, -1]
         return logits
 
-    def _tables(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        cos, sin = rotary_tables(self._manifest.rotary, positions)
+    def _coordinates(self, layout: Layout) -> NDArray[np.int64]:
+        """Return what turns each row of the unpruned prompt, [axes, rows]."""
+        return prompt_coordinates(self._manifest.rotary, layout.num_positions, layout.spans)
+
+    def _tables(self, coordinates: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        cos, sin = rotary_tables(self._manifest.rotary, coordinates)
         return self._upload(cos[None]), self._upload(sin[None])
 
     def _identity_tables(self, num_rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

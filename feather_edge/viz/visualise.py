@@ -14,12 +14,11 @@ from feather_edge.evaluate.boxes import intersection_over_union
 from feather_edge.images import load_image
 from feather_edge.viz.heat_map import heat_map
 from feather_edge.viz.kept_tokens import Panel, contact_sheet, kept_tokens
-from feather_edge.viz.rasters import draw_levels, raster_levels, within
+from feather_edge.viz.token_map import TokenMap, token_maps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
     from PIL import Image
 
     from feather_edge.bundle import Bundle
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from feather_edge.pruning import Pruning
     from feather_edge.runtime.result import Result, StageResult
     from feather_edge.runtime.session import Session
-    from feather_edge.viz.rasters import RasterPart
 
 __all__ = ["Visualisation", "draw_results", "visualise"]
 
@@ -120,7 +118,8 @@ def draw_results(
     """Return a contact sheet of results that you have, one row each.
 
     The first panel of a row is the picture as the model saw it, with the answer; then come, for
-    every stage, the tokens that were kept and the scores that ranked them.
+    every stage, the tokens that were kept and the scores that ranked them. Where a picture is
+    seen twice, as a thumbnail and in tiles, each view has panels of its own.
 
     Args:
         bundle: what the results came from.
@@ -136,6 +135,7 @@ def draw_results(
     """
     picture, images = load_image(image), bundle.manifest.image
     rasters = images.prepare([picture]).rasters
+    geometry = images.geometry(picture.size)
     for result in results:
         if result.rasters != rasters:
             raise RequestError(
@@ -144,11 +144,10 @@ def draw_results(
             )
     pen = _Pen(
         view=images.view(picture),
-        geometry=images.geometry(picture.size),
-        levels=raster_levels(rasters, images.geometry(picture.size)),
+        geometry=geometry,
+        maps=token_maps(rasters, geometry, size=panel_size),
         reader=BoxReader.of(bundle, box_format),
         unpruned=unpruned,
-        size=panel_size,
     )
     return contact_sheet([pen.row(result) for result in results], heading=prompt)
 
@@ -159,67 +158,50 @@ class _Pen:
 
     view: Image.Image
     geometry: ViewGeometry
-    levels: list[list[RasterPart]]
+    maps: tuple[TokenMap, ...]
     reader: BoxReader | None
     unpruned: Result | None
-    size: int
 
     def row(self, result: Result) -> list[Panel]:
         boxes = self._boxes(result)
         panels = [self._answer(result, boxes)]
         for stage in result.stages:
-            panels += [self._kept(stage, result, boxes), self._scores(stage)]
+            for number, tokens in enumerate(self.maps):
+                panels += [self._kept(stage, number, boxes), self._scores(stage, tokens)]
         return panels
 
     def _answer(self, result: Result, boxes: list[tuple[Box, str]]) -> Panel:
-        every = np.arange(result.num_visual_tokens)
+        every = range(result.num_visual_tokens)
         criterion = result.stages[0].criterion if result.stages else "none"
         comparison, is_alarming = self._comparison(result)
         return Panel(
-            picture=self._tokens(every, result.num_visual_tokens, boxes),
+            picture=kept_tokens(self.view, every, tokens=self.maps[-1], boxes=boxes),
             title=f"{criterion}: {self._words(result)}",
             subtitle=comparison,
             is_alarming=is_alarming,
         )
 
-    def _kept(self, stage: StageResult, result: Result, boxes: list[tuple[Box, str]]) -> Panel:
+    def _kept(self, stage: StageResult, number: int, boxes: list[tuple[Box, str]]) -> Panel:
+        tokens = self.maps[number]
+        picture = kept_tokens(
+            self.view, stage.kept_indices, tokens=tokens, boxes=boxes, is_lost_visible=True
+        )
+        num_kept, num_tokens = (
+            np.isin(tokens.indices, stage.kept_indices).sum(),
+            len(tokens.indices),
+        )
+        title = f"kept {num_kept} of {num_tokens} ({num_kept / num_tokens:.0%})"
+        if len(self.maps) > 1:
+            title += f" in view {number + 1} of {len(self.maps)}"
         return Panel(
-            picture=self._tokens(stage.kept_indices, result.num_visual_tokens, boxes),
-            title=f"kept {stage.num_kept} of {result.num_visual_tokens} ({stage.keep_ratio:.0%})",
+            picture=picture,
+            title=title,
             subtitle=f"before layer {stage.before_layer}; what is greyish was lost",
         )
 
-    def _tokens(
-        self, kept_indices: NDArray[np.int64], num_tokens: int, boxes: list[tuple[Box, str]]
-    ) -> Image.Image:
-        is_kept = np.zeros(num_tokens, np.bool_)
-        is_kept[kept_indices] = True
-
-        def draw(pixels: Image.Image, part: RasterPart, size: int) -> Image.Image:
-            kept = np.flatnonzero(is_kept[part.tokens])
-            return kept_tokens(
-                pixels, kept, grid=part.grid, boxes=within(boxes, part), size=size,
-                is_lost_visible=True,
-            )  # fmt: skip
-
-        return draw_levels(self.view, self.levels, draw, size=self.size)
-
-    def _scores(self, stage: StageResult) -> Panel:
-        kept_indices, scores = stage.kept_indices, stage.scores
-
-        def draw(pixels: Image.Image, part: RasterPart, size: int) -> Image.Image:
-            tokens = part.tokens
-            kept = kept_indices[(kept_indices >= tokens.start) & (kept_indices < tokens.stop)]
-            return heat_map(
-                pixels,
-                None if scores is None else scores[tokens],
-                kept - tokens.start,
-                grid=part.grid,
-                size=size,
-            )
-
+    def _scores(self, stage: StageResult, tokens: TokenMap) -> Panel:
         return Panel(
-            picture=draw_levels(self.view, self.levels, draw, size=self.size),
+            picture=heat_map(self.view, stage.scores, stage.kept_indices, tokens=tokens),
             title=f"scores before layer {stage.before_layer}",
             subtitle="bright ranks high; outlined was kept",
         )
@@ -238,7 +220,8 @@ class _Pen:
     def _boxes(self, result: Result) -> list[tuple[Box, str]]:
         found = []
         if (box := self._read(self.unpruned)) is not None:
-            gap = 3 * max(self.view.size) / self.size  # both lines show where the boxes agree
+            # Both lines show where the boxes agree.
+            gap = 3 * self.view.width / self.maps[0].pixels.shape[1]
             x0, y0, x1, y1 = box
             found.append(((x0 - gap, y0 - gap, x1 + gap, y1 + gap), UNPRUNED_COLOUR))
         if (box := self._read(result)) is not None:

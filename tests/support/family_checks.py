@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
+from support.edits import edited_checkpoint
 from support.images import random_images
 from support.reference import ReferencePruning
 from transformers.image_utils import load_image as reference_load_image
 
 from feather_edge import Region
+from feather_edge.export.pipeline import export
 from feather_edge.images import load_image
 from feather_edge.pruning import Pruning
 from feather_edge.runtime.prompt import PromptFormatter
@@ -25,7 +27,9 @@ from feather_edge.runtime.spans import place_spans
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
+    from support.bundles import Exported
     from support.pairs import Pair
 
     from feather_edge.images import PreparedImages, Raster
@@ -39,12 +43,14 @@ __all__ = [
     "check_pruned",
     "check_reference",
     "check_regions",
+    "check_renamed",
     "check_unpruned",
+    "elongated",
     "odd_picture",
 ]
 
 LOGITS_TOLERANCE = 1e-4
-FEATURES_TOLERANCE = 1e-5
+FEATURES_TOLERANCE = 3e-5
 NUM_GREEDY_TOKENS = 8
 PROMPT = "where is the red circle ?"
 
@@ -90,6 +96,12 @@ def odd_picture(name: str) -> bytes:
     return file.getvalue()
 
 
+def elongated(width: int, height: int) -> np.ndarray:
+    """Return a picture of random pixels, uint8 [height, width, 3]."""
+    rng = np.random.default_rng(width)
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
 def check_pictures(pair: Pair, files: Sequence[bytes], prompt: str = PROMPT) -> None:
     """The encoder's inputs and the prompt's ids are those of the processor, to the last bit."""
     loaded = [reference_load_image(Image.open(BytesIO(file))) for file in files]
@@ -98,11 +110,11 @@ def check_pictures(pair: Pair, files: Sequence[bytes], prompt: str = PROMPT) -> 
     prepared, encoded = _prepare(pair, files, prompt)
 
     assert encoded.prompt_ids.tolist() == expected["input_ids"][0].tolist()
-    arrays = pair.reference.encoder_inputs(expected) if files else {}
-    assert prepared.inputs.keys() == arrays.keys()
-    for name, array in arrays.items():
-        assert prepared.inputs[name].dtype == array.dtype
-        np.testing.assert_array_equal(prepared.inputs[name], array, err_msg=name)
+    calls = pair.reference.encoder_calls(expected) if files else []
+    for ours, theirs in zip(prepared.calls, calls, strict=True):
+        for name, array in theirs.items():
+            assert ours[name].dtype == array.dtype
+            np.testing.assert_array_equal(ours[name], array, err_msg=name)
     grids = [(raster.height, raster.width) for raster in prepared.rasters]
     assert grids == (pair.reference.grids(expected) if files else [])
     # Rasters and what is text among the placeholders: each visual token stands where it should.
@@ -178,7 +190,8 @@ def check_regions(pair: Pair, *, seed: int = 0, prompt: str = PROMPT) -> None:
     before, encoded = _prepare(pair, [image], prompt)
     after, _ = _prepare(pair, [painted], prompt)
 
-    changed = pair.reference.changed_features(before.inputs, after.inputs)[:, None]
+    calls = zip(before.calls, after.calls, strict=True)
+    changed = np.concatenate([pair.reference.changed_features(*call) for call in calls])[:, None]
     by_place = (
         changed if before.arrange is None else before.arrange(changed.astype(np.float32)) > 0
     )
@@ -202,6 +215,21 @@ def check_regions(pair: Pair, *, seed: int = 0, prompt: str = PROMPT) -> None:
         kept = set(stage.kept_indices.tolist())
         assert inside <= kept
         assert not (outside - inside) & kept
+
+
+def check_renamed(exported: Exported, folder: Path, names: Sequence[tuple[str, str]]) -> None:
+    """Tensors under other prefixes, each (as saved, other), make the same bundle."""
+
+    def rename(tensors: dict[str, np.ndarray]) -> None:
+        for name in list(tensors):
+            saved, other = next(pair for pair in names if name.startswith(pair[0]))
+            tensors[other + name.removeprefix(saved)] = tensors.pop(name)
+
+    checkpoint = edited_checkpoint(exported.checkpoint, folder / "checkpoint", tensors=rename)
+
+    bundle = export(checkpoint, folder / "bundle", exported.bundle.manifest.recipe)
+
+    assert bundle.manifest.files == exported.bundle.manifest.files
 
 
 def _check_covers(span: VisualSpan, raster: Raster, region: Region, seeing: np.ndarray) -> None:

@@ -100,8 +100,12 @@ class ReferenceVlm:
         self.model = transformers.AutoModelForImageTextToText.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
         ).eval()
-        self.processor = transformers.AutoProcessor.from_pretrained(folder)
+        self.processor = self.load_processor(folder)
         self.decoder = self.model.get_decoder()
+
+    def load_processor(self, folder: Path) -> Any:
+        """Return the checkpoint's own processor."""
+        return transformers.AutoProcessor.from_pretrained(folder)
 
     def grids(self, inputs: dict[str, torch.Tensor]) -> list[tuple[int, int]]:
         """Return (height, width) of each raster of visual tokens, in the order of the prompt."""
@@ -125,9 +129,9 @@ class ReferenceVlm:
             )
         )
 
-    def encoder_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """Return, of the processor's output, what the vision graph takes; [N,3,H,W] each."""
-        return {"pixel_values": inputs["pixel_values"].numpy()}
+    def encoder_calls(self, inputs: dict[str, torch.Tensor]) -> list[dict[str, np.ndarray]]:
+        """Return, of the processor's output, what the vision graph takes in each of its calls."""
+        return [{"pixel_values": inputs["pixel_values"].numpy()}]
 
     def changed_features(
         self, before: dict[str, np.ndarray], after: dict[str, np.ndarray]
@@ -186,8 +190,12 @@ class ReferenceVlm:
 
     def image_features(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return what the model puts in the place of the image placeholders, a row [D] each."""
+        return torch.cat(self.features_by_picture(inputs))
+
+    def features_by_picture(self, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """Return ``image_features``, picture by picture."""
         given = {name: inputs[name] for name in self.picture_inputs}
-        return torch.cat(list(self.model.model.get_image_features(**given).pooler_output))
+        return list(self.model.model.get_image_features(**given).pooler_output)
 
     def is_visual(self, features: torch.Tensor) -> torch.Tensor:
         """Return which image placeholders [placeholders] are visual tokens: newlines are not."""

@@ -29,7 +29,19 @@ if TYPE_CHECKING:
     from feather_edge.images import ImageSpec
     from feather_edge.manifest import PromptAttention
 
-FAMILIES = ("llava", "idefics3", "smolvlm", "paligemma", "gemma3")
+FAMILIES = (
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "internvl",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "idefics3",
+    "smolvlm",
+    "paligemma",
+    "gemma3",
+)
 """Supported model types, each a module of this package with ``INFO`` and ``read(checkpoint)``."""
 
 
@@ -64,6 +76,8 @@ class FamilyModel:
         image: what the runtime must know of images: placeholder, grid, preprocessing.
         write_vision_encoder: writes the vision graph's nodes and closes it.
         vision_spec: returns the contract of the vision graph for a dtype and opsets.
+        num_planes: of DeepStack: further outputs of the vision graph, one added after each of the
+            first decoder layers.
         prompt: what the chat template does not say.
         prompt_attention: which rows of a prompt see which.
     """
@@ -73,6 +87,7 @@ class FamilyModel:
     image: ImageSpec
     write_vision_encoder: Callable[[GraphBuilder], ir.Model]
     vision_spec: Callable[[DType, tuple[int, ...]], GraphSpec]
+    num_planes: int = 0
     prompt: PromptForm = field(default_factory=PromptForm)
     prompt_attention: PromptAttention = "causal"
 

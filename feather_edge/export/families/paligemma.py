@@ -14,12 +14,12 @@ from feather_edge.checkpoint.fields import ConfigFields
 from feather_edge.checkpoint.text_config import text_config
 from feather_edge.checkpoint.vision_config import vision_config
 from feather_edge.export.families import FamilyInfo, FamilyModel
+from feather_edge.export.families._llava import PREFIXES
 from feather_edge.export.families._siglip import (
     siglip_features,
     square_preprocess,
     square_vision_spec,
 )
-from feather_edge.export.families.llava import PREFIXES
 from feather_edge.export.operators import linear
 from feather_edge.export.weights import Weights
 from feather_edge.images import RasterImages

@@ -129,9 +129,9 @@ class Idefics3Reference(ReferenceVlm):
         grid = (side // config.scale_factor,) * 2
         return [grid] * (inputs["pixel_values"].shape[1] if "pixel_values" in inputs else 0)
 
-    def encoder_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    def encoder_calls(self, inputs: dict[str, torch.Tensor]) -> list[dict[str, np.ndarray]]:
         """Return the tiles of all pictures, [N,3,H,W]."""
-        return {"pixel_values": inputs["pixel_values"][0].numpy()}
+        return [{"pixel_values": inputs["pixel_values"][0].numpy()}]
 
     def changed_features(
         self, before: dict[str, np.ndarray], after: dict[str, np.ndarray]
