@@ -15,7 +15,7 @@ from feather_edge.errors import BackendError
 from feather_edge.graphs import DEEPSTACK_EMBEDS
 from feather_edge.pruning.criteria import criterion
 from feather_edge.pruning.scores import score_mask
-from feather_edge.runtime.kv_cache import SegmentCache
+from feather_edge.runtime.kv_cache import segment_cache
 from feather_edge.runtime.masks import prompt_mask, step_mask
 from feather_edge.runtime.rotary import prompt_coordinates, rotary_tables
 
@@ -70,16 +70,16 @@ class DecoderChain:
         manifest: BundleManifest,
         schedule: PruningSchedule,
         backend: Backend,
+        *,
+        max_new_tokens: int,
     ) -> None:
         self._graphs = graphs
         self._manifest = manifest
         self._schedule = schedule
         self._backend = backend
-        self._specs = manifest.graphs[1:]
         self._dtype = manifest.graphs[0].inputs[0].dtype
         self._caches = [
-            SegmentCache(segment, manifest.decoder, backend=backend, dtype=self._dtype)
-            for segment in schedule.segments
+            segment_cache(graph, backend, max_new_tokens=max_new_tokens) for graph in graphs
         ]
         self._slots = [np.empty(0, np.int64) for _ in schedule.segments]
         self.next_position = 0
@@ -151,9 +151,12 @@ class DecoderChain:
         if pruning is not None and pruning.criterion != "none":
             num_stages = len(self._schedule.stages)
             plan = criterion(pruning.criterion).plan(pruning, index, num_stages, layout)
+        num_leaving = _num_leaving(plan, layout)
+        change = 0 if plan is None else plan.quota_change(layout)
+        self._check_room(index, num_leaving, self._graphs[index].limits.max_kept, change)
         inputs = {
             **self._segment_inputs(index, rows.hidden, rows.cos, rows.sin, layout),
-            **self._plan_inputs(index, plan, layout),
+            **self._plan_inputs(index, plan, layout, num_kept=num_leaving),
         }
         outputs = self._run(index, inputs, num_rows=num_rows)
         scores = None if plan is None else self._scores(index, outputs, plan)
@@ -166,6 +169,7 @@ class DecoderChain:
         else:
             kept = self._backend.download(outputs["kept_indices"])[0]
             survivors = [outputs[n] for n in ("kept_hidden_states", "kept_cos", "kept_sin")]
+        self._check_room(index, len(kept), self._graphs[index + 1].limits.max_rows, change)
         hidden, cos, sin = survivors
         pruned = _Rows(hidden=hidden, cos=cos, sin=sin, layout=layout.keep(kept))
         return pruned, PrunedStage(
@@ -173,7 +177,20 @@ class DecoderChain:
             criterion="none" if plan is None or pruning is None else pruning.criterion,
             layout=pruned.layout,
             scores=scores,
-            quota_change=0 if plan is None else plan.quota_change(layout),
+            quota_change=change,
+        )
+
+    def _check_room(self, index: int, num_kept: int, limit: int | None, quota_change: int) -> None:
+        """Refuse a stage that keeps more rows than the graphs around it were built for."""
+        if limit is None or num_kept <= limit:
+            return
+        stage = f"the pruning stage before layer {self._schedule.stages[index]}"
+        why = f", {quota_change} of them beyond its quota for protected regions"
+        raise BackendError(
+            f"{stage} keeps {num_kept} rows (text and visual tokens)"
+            f"{why if quota_change > 0 else ''}, but the engines here take at most {limit}; "
+            f"keep or protect less, shorten the prompt, or build them with a higher "
+            f"--max-keep-ratio"
         )
 
     def _last_segment(self, rows: _Rows) -> NDArray[np.float32]:
@@ -182,21 +199,19 @@ class DecoderChain:
         return self._logits(self._run(last, inputs, num_rows=num_rows))
 
     def _plan_inputs(
-        self, index: int, plan: StagePlan | None, layout: Layout
+        self, index: int, plan: StagePlan | None, layout: Layout, *, num_kept: int
     ) -> dict[str, Tensor]:
         """Return the prune inputs of a stage; without a plan every row passes."""
         if plan is None:
             zeros = np.zeros((1, layout.num_rows), np.float32)
             identity = self._identity_tables(layout.num_rows)
-            return self._prune_inputs(zeros, zeros, *identity, num_kept=layout.num_rows)
+            return self._prune_inputs(zeros, zeros, *identity, num_kept=num_kept)
         if plan.score_rotation == "rotary":
             coordinates = self._coordinates(layout)[:, layout.positions]
             cos, sin = rotary_tables(self._score_rotary(index), coordinates)
             tables = (cos[None], sin[None])
         else:
             tables = self._identity_tables(layout.num_rows)
-        # A plan that the host finishes lets every row pass and reads the scores.
-        num_kept = layout.num_rows if plan.needs_host else plan.num_kept(layout)
         mask = score_mask(layout, plan.score_domain)
         return self._prune_inputs(
             plan.priority(layout)[None], mask[None], *tables, num_kept=num_kept
@@ -225,6 +240,7 @@ class DecoderChain:
         """Return the inputs of a segment: for the rows of ``layout``, or for a decode step's."""
         positions = np.array([self.next_position]) if layout is None else layout.positions
         self._slots[index] = np.concatenate([self._slots[index], positions])
+        cache_inputs = self._caches[index].inputs(len(positions))
         available: dict[str, Callable[[], Tensor]] = {
             "cos": lambda: cos,
             "sin": lambda: sin,
@@ -238,11 +254,11 @@ class DecoderChain:
                 "local_sin": lambda: self._upload(local_sin[None]),
                 "local_attention_mask": lambda: self._mask(index, layout, local.window),
             }
-        names = [tensor.name for tensor in self._specs[index].inputs]
+        names = [tensor.name for tensor in self._graphs[index].spec.inputs]
         return {
             "inputs_embeds" if index == 0 else "hidden_states": hidden,
             **{name: available[name]() for name in names if name in available},
-            **self._caches[index].inputs(),
+            **cache_inputs,
             **(self._planes if index == 0 else {}),
         }
 
@@ -259,6 +275,10 @@ class DecoderChain:
             mask = step_mask(self.next_position, self._slots[index], window=window)
         else:
             mask = prompt_mask(layout, self._manifest.prompt_attention, window=window)
+        num_rows, num_slots = mask.shape
+        # A cache in place may show slots that hold nothing yet.
+        num_empty = self._caches[index].num_seen(num_rows) - num_slots
+        mask = np.pad(mask, ((0, 0), (0, num_empty)))
         return self._backend.upload(mask[None, None])
 
     def _score_rotary(self, index: int) -> Rotary:
@@ -306,3 +326,8 @@ class DecoderChain:
 
     def _upload(self, array: NDArray[Any]) -> Tensor:
         return self._backend.upload(np.ascontiguousarray(array, dtype=self._dtype))
+
+
+def _num_leaving(plan: StagePlan | None, layout: Layout) -> int:
+    """Return the rows that leave a graph; all of them where the host finishes the selection."""
+    return layout.num_rows if plan is None or plan.needs_host else plan.num_kept(layout)
