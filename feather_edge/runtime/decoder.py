@@ -62,7 +62,16 @@ class _Rows:
 
 
 class DecoderChain:
-    """All segments of a decoder, with the caches of one request."""
+    """All segments of a decoder, with the caches of one request.
+
+    Args:
+        graphs: of the segments, in order.
+        manifest: of the bundle.
+        schedule: where the decoder is split.
+        backend: that opened the graphs.
+        max_new_tokens: of the answer; room for them where a graph leaves the capacity of its
+            caches open. The default is for chains that only prefill.
+    """
 
     def __init__(
         self,
@@ -71,7 +80,7 @@ class DecoderChain:
         schedule: PruningSchedule,
         backend: Backend,
         *,
-        max_new_tokens: int,
+        max_new_tokens: int = 1,
     ) -> None:
         self._graphs = graphs
         self._manifest = manifest
