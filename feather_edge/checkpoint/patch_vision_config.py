@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -145,12 +146,14 @@ def patch_vision_config(
         rope_theta=rope.positive("rope_theta") if rope.get("rope_theta") else _ROPE_THETA,
         window_size=window_size,
         full_attention_layers=(
-            frozenset(_layers(fields, "fullatt_block_indexes"))
+            frozenset(_layers(fields, "fullatt_block_indexes", among=None))
             if has_windows
             else frozenset(range(num_layers))
         ),
         num_positions=fields.size("num_position_embeddings") if is_deep else 0,
-        deepstack_layers=_layers(fields, "deepstack_visual_indexes") if is_deep else (),
+        deepstack_layers=_layers(fields, "deepstack_visual_indexes", among=num_layers)
+        if is_deep
+        else (),
     )
 
 
@@ -165,16 +168,18 @@ def _window_size(fields: ConfigFields, block_size: int) -> int:
     return pixels // block_size
 
 
-def _layers(fields: ConfigFields, name: str) -> tuple[int, ...]:
-    layers, num_layers = fields.get(name), fields.size("depth")
-    is_list = isinstance(layers, list | tuple)
+def _layers(fields: ConfigFields, name: str, *, among: int | None) -> tuple[int, ...]:
+    """Return different layers, of the first ``among`` if that many there must be."""
+    layers = fields.get(name)
+    limit = math.inf if among is None else among
     if (
-        not is_list
-        or any(type(each) is not int or not 0 <= each < num_layers for each in layers)
+        not isinstance(layers, list | tuple)
+        or any(type(layer) is not int or not 0 <= layer < limit for layer in layers)
         or len(set(layers)) < len(layers)
     ):
+        allowed = "0 on" if among is None else f"0 to {among - 1}"
         raise CheckpointError(
-            f"vision_config: {name} is {layers!r}; it must be a list of different layers from 0 "
-            f"to {num_layers - 1}"
+            f"vision_config: {name} is {layers!r}; it must be a list of different layers from "
+            f"{allowed}"
         )
     return tuple(layers)

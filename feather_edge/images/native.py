@@ -4,8 +4,7 @@ Each picture is resized to a multiple of a merge block, cut into patches, and en
 its own. Whatever depends on its size is computed here and enters the vision graph as an input; see
 ``feather_edge.export.blocks.vision_patches`` for the table.
 
-Letters: N patches, W windows, P patches of a window. Patches come block by block, row by row
-within a block, so that those of one visual token are neighbours.
+Letters: V visual tokens, M patches of one, row by row, W windows, Q visual tokens of a window.
 """
 
 from __future__ import annotations
@@ -69,9 +68,8 @@ class NativeImages(
     def vision_dims(self, max_visual_tokens: int) -> dict[str, tuple[int, int, int]]:
         """Return (smallest, usual, largest) of the vision graph's named dimensions."""
         height, width = self._grid(TYPICAL_SIZE)
-        per_token = self.preprocess.merge_size**2
         usual = min(height * width, max_visual_tokens)
-        dims = {"num_patches": (per_token, usual * per_token, max_visual_tokens * per_token)}
+        dims = {"visual_tokens": (1, usual, max_visual_tokens)}
         if self.window_size:
             # The most windows for its tokens has a picture that is long and thin.
             largest = max(
@@ -146,7 +144,7 @@ class NativeImages(
         return rows, columns
 
     def _patches(self, picture: Image.Image) -> NDArray[np.float32]:
-        """Return the patches [N, 3 * frames * side * side] of a picture."""
+        """Return the patches [V, M, 3 * frames * side * side] of a picture."""
         config = self.preprocess
         patch, merge = config.patch_size, config.merge_size
         pixels = normalise(np.asarray(self.view(picture)), config)  # [3, height, width]
@@ -154,7 +152,7 @@ class NativeImages(
         blocks = pixels.reshape(3, rows, merge, patch, columns, merge, patch)
         by_patch = blocks.transpose(1, 4, 2, 5, 0, 3, 6)  # block and patch, then channel and pixel
         frames = np.repeat(by_patch[..., None, :, :], config.temporal_patch_size, axis=5)
-        return frames.reshape(rows * columns * merge**2, -1)
+        return frames.reshape(rows * columns, merge**2, -1)
 
     def _tables(self, grid: tuple[int, int]) -> dict[str, NDArray[Any]]:
         """Return the inputs of the vision graph that only depend on the raster."""
@@ -167,61 +165,59 @@ class NativeImages(
         return tables
 
     def _places(self, grid: tuple[int, int]) -> NDArray[np.int64]:
-        """Return (row, column) of each patch in the picture, [N, 2]."""
+        """Return (row, column) of each patch in the picture, [2, V, M]."""
         merge = self.preprocess.merge_size
-        rows, columns = np.indices((grid[0] * merge, grid[1] * merge), np.int64)
-        by_block = [
-            axis.reshape(grid[0], merge, grid[1], merge).transpose(0, 2, 1, 3).ravel()
-            for axis in (rows, columns)
-        ]
-        return np.stack(by_block, axis=-1)
+        places = np.indices((grid[0] * merge, grid[1] * merge), np.int64)
+        by_block = places.reshape(2, grid[0], merge, grid[1], merge).transpose(0, 1, 3, 2, 4)
+        return by_block.reshape(2, grid[0] * grid[1], merge**2)
 
     def _rotary(self, grid: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return cos and sin [N, Dh/2]: the row turns the first half, the column the second."""
+        """Return cos and sin [V, M, Dh/2]: the row turns the first half, the column the rest."""
         half = self.head_dim // 2
         exponents = np.arange(0, half, 2, dtype=np.float32) / np.float32(half)
         frequencies = (1.0 / np.float32(self.rope_theta) ** exponents).astype(np.float32)
-        places = self._places(grid).astype(np.float32)
-        angles = (places[:, :, None] * frequencies).reshape(len(places), half)
+        rows, columns = self._places(grid).astype(np.float32)[..., None] * frequencies
+        angles = np.concatenate([rows, columns], axis=-1)
         return np.cos(angles), np.sin(angles)
 
     def _windows(self, grid: tuple[int, int]) -> dict[str, NDArray[Any]]:
         """Return who attends to whom in layers with windows.
 
-        Windows at the border hold fewer patches; their free slots repeat patch 0, unseen.
+        Windows at the border hold fewer visual tokens; their free slots repeat token 0, unseen.
         """
-        per_token, side = self.preprocess.merge_size**2, self.window_size
+        side = self.window_size
         row, column = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
-        window = row // side * math.ceil(grid[1] / side) + column // side  # of each visual token
-        place = row % side * side + column % side  # of each visual token in its window
-        slots = (window * side**2 + place)[:, None] * per_token + np.arange(per_token)
-        shape = (self._num_windows(*grid), side**2 * per_token)
-        index, is_patch = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
-        index.flat[slots.ravel()] = np.arange(slots.size)
-        is_patch.flat[slots.ravel()] = True
-        mask = np.repeat(is_patch[:, None, None, :], shape[1], axis=2)
-        return {"window_index": index, "window_mask": mask, "window_slots": slots.ravel()}
+        window = row // side * math.ceil(grid[1] / side) + column // side
+        slots = window * side**2 + row % side * side + column % side
+        index = np.zeros((self._num_windows(*grid), side**2), np.int64)
+        is_token = np.zeros(index.shape, np.bool_)
+        index.flat[slots] = np.arange(len(slots))
+        is_token.flat[slots] = True
+        is_patch = np.repeat(is_token, self.preprocess.merge_size**2, axis=1)
+        mask = np.repeat(is_patch[:, None, None, :], is_patch.shape[1], axis=2)
+        return {"window_index": index, "window_mask": mask, "window_slots": slots}
 
     def _positions(self, grid: tuple[int, int]) -> dict[str, NDArray[Any]]:
-        """Return the four learned positions around each patch, and their weights, [N, 4].
+        """Return the four learned positions around each patch, and their weights, [V, M, 4].
 
         The corners of the square lie on the corners of the picture; in between it is bilinear.
         """
-        side, patches_per_side = self.position_side, self.preprocess.merge_size
-        taps, weights = [], []
-        for place, size in zip(self._places(grid).T, grid, strict=True):
-            steps = np.float32(max(1, size * patches_per_side - 1))
+        side = self.position_side
+        near, shares = [], []
+        for place, tokens in zip(self._places(grid), grid, strict=True):
+            steps = np.float32(max(1, tokens * self.preprocess.merge_size - 1))
             exact = place.astype(np.float32) * np.float32(side - 1) / steps
             low = np.floor(exact).astype(np.int64)
-            near = exact - low.astype(np.float32)
-            taps.append(np.stack([low, np.minimum(low + 1, side - 1)], axis=1))
-            weights.append(np.stack([1 - near, near], axis=1))
-        rows, columns = (each.reshape(len(each), -1) for each in taps)
-        index = rows[:, :, None] * side + columns[:, None, :]
-        shares = weights[0][:, :, None] * weights[1][:, None, :]
+            beyond = exact - low.astype(np.float32)
+            near.append(np.stack([low, np.minimum(low + 1, side - 1)], axis=-1))
+            shares.append(np.stack([1 - beyond, beyond], axis=-1))
+        (rows, columns), (down, right) = near, shares
+        index = rows[..., :, None] * side + columns[..., None, :]  # [V, M, 2, 2]
+        weights = down[..., :, None] * right[..., None, :]
+        shape = (*index.shape[:2], 4)
         return {
-            "position_index": index.reshape(len(index), 4),
-            "position_weights": shares.reshape(len(index), 4),
+            "position_index": index.reshape(shape),
+            "position_weights": weights.reshape(shape),
         }
 
     def _num_windows(self, height: int, width: int) -> int:

@@ -79,6 +79,7 @@ class Session:
         *,
         backend: str | Backend = "auto",
         target: str | None = None,
+        cuda_graphs: bool = True,
     ) -> Session:
         """Open a bundle.
 
@@ -87,6 +88,8 @@ class Session:
             backend: a backend's name, or one of your own.
             target: whose engines a TensorRT backend runs, as ``agx-orin-64gb``; None takes those
                 of the only target there is.
+            cuda_graphs: whether TensorRT's decode steps may be captured as CUDA graphs, which
+                happens where KV caches are updated in place; ``notes`` say why not.
 
         Raises:
             BundleError: if the folder is no valid bundle.
@@ -94,9 +97,12 @@ class Session:
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if isinstance(backend, str):
-            return cls(opened, create_backend(backend, opened, target=target))
-        if target is not None:
-            raise BackendError(f"target {target} goes with a backend's name, not with your own")
+            return cls(
+                opened, create_backend(backend, opened, target=target, cuda_graphs=cuda_graphs)
+            )
+        if target is not None or not cuda_graphs:
+            option = "cuda_graphs" if target is None else f"target {target}"
+            raise BackendError(f"{option} goes with a backend's name, not with your own")
         return cls(opened, backend)
 
     def __enter__(self) -> Self:
@@ -109,6 +115,11 @@ class Session:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to know of how the backend runs, such as what it leaves out."""
+        return self._backend.notes if self._is_open else ()
 
     def close(self) -> None:
         """Let go of graphs, weights and device; a closed session can only be closed again."""
@@ -187,7 +198,7 @@ class Session:
             planes = np.zeros((len(deep), *embeds.shape), embeds.dtype)
             for plane, values in zip(planes, deep, strict=True):
                 plane[encoded.is_image] = values
-            run = self._begin(layout, pruning)
+            run = self._begin(layout, pruning, limit)
             logits = run.prefill(embeds, planes)
         # 5. Decode: each token passes the same graphs, over each segment's own cache.
         answer = Answer(limit=limit, decoder=self._prompt.stream_decoder())
@@ -254,7 +265,7 @@ class Session:
             return features
         return np.stack([prepared.arrange(output) for output in features])
 
-    def _begin(self, layout: Layout, pruning: Pruning) -> Run:
+    def _begin(self, layout: Layout, pruning: Pruning, max_new_tokens: int) -> Run:
         schedule = self.bundle.schedule
         if pruning.criterion != "none":
             criterion(pruning.criterion)  # unknown is wrong also where nothing can be pruned
@@ -263,7 +274,13 @@ class Session:
         reason = unpruned_reason(pruning, layout, len(schedule.stages))
         if reason and (layout.is_protected | layout.is_forbidden).any():
             raise RequestError(f"regions have no effect, since {reason}; prune, or leave them out")
-        chain = DecoderChain(self._decoders, self.bundle.manifest, schedule, self._backend)
+        chain = DecoderChain(
+            self._decoders,
+            self.bundle.manifest,
+            schedule,
+            self._backend,
+            max_new_tokens=max_new_tokens,
+        )
         return Run(chain=chain, layout=layout, pruning=None if reason else pruning, reason=reason)
 
     def _result(
@@ -286,6 +303,7 @@ class Session:
             backend=self._backend.name,
             device=self._backend.device,
             precision=self.bundle.manifest.recipe.precision,
+            notes=self.notes,
         )
 
 

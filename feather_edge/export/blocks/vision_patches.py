@@ -5,8 +5,8 @@ Whatever depends on the size of the picture is an input, computed on the host: s
 over all of it needs no mask. Layers with windows gather their patches into windows of one size and
 attend within each; only windows that the picture's border cuts have masked slots.
 
-Letters: N patches, W windows, P patches of a window, Dv width of the encoder, H heads, Dh head
-width, M patches of a visual token, D width of the decoder.
+Letters: V visual tokens, M patches of one, N = V M patches, W windows, P patches of a window (Q
+visual tokens), Dv width of the encoder, H heads, Dh head width, D width of the decoder.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Scope:
 
 
 def patch_encoder(g: GraphBuilder, vision: PatchVisionConfig) -> dict[str, ir.Value]:
-    """Write the encoder and its mergers; returns the graph's outputs, [N / M, D] each."""
+    """Write the encoder and its mergers; returns the graph's outputs, [V, D] each."""
     hidden = linear(
         g,
         g.inputs["pixel_values"],
@@ -60,7 +60,7 @@ def patch_encoder(g: GraphBuilder, vision: PatchVisionConfig) -> dict[str, ir.Va
         out_sizes=(vision.hidden_size,),
         has_bias=vision.model_type == "qwen3_vl_vision",
         name="patch_embed",
-    )  # [N, Dv]
+    )  # [V, M, Dv]
     if vision.num_positions:
         hidden = g.op("Add", hidden, _positions(g, vision), name="position_embedding")
     whole, windows = _scopes(g, vision)
@@ -80,26 +80,31 @@ def patch_encoder(g: GraphBuilder, vision: PatchVisionConfig) -> dict[str, ir.Va
 
 
 def _positions(g: GraphBuilder, vision: PatchVisionConfig) -> ir.Value:
-    """Write the learned position [N, Dv] of each patch: four neighbours, weighted."""
+    """Write the learned position [V, M, Dv] of each patch: four neighbours, weighted."""
     table = g.weight("vision.pos_embed.weight", shape=(vision.num_positions, vision.hidden_size))
     with g.scope("position_embedding"):
         near = g.op("Gather", table, g.inputs["position_index"], name="near", axis=0)
         weights = g.op("Unsqueeze", g.inputs["position_weights"], g.ints(-1), name="weights")
-        shares = g.op("Mul", near, weights, name="shares")  # [N, 4, Dv]
-        return g.op("ReduceSum", shares, g.ints(1), name="sum", keepdims=0)
+        shares = g.op("Mul", near, weights, name="shares")  # [V, M, 4, Dv]
+        return g.op("ReduceSum", shares, g.ints(-2), name="sum", keepdims=0)
 
 
 def _scopes(g: GraphBuilder, vision: PatchVisionConfig) -> tuple[_Scope, _Scope]:
     """Return what layers that see the whole picture, and those with windows, need."""
-    tables = [g.inputs["rotary_cos"], g.inputs["rotary_sin"]]
-    cos, sin = (g.unsqueeze_once(table, 0) for table in tables)  # [1, N, Dh/2]
+    names, half = ("rotary_cos", "rotary_sin"), vision.head_dim // 2
+    with g.scope("whole"):
+        shape = g.ints(1, -1, half)
+        cos, sin = (g.op("Reshape", g.inputs[name], shape, name=name) for name in names)
     whole = _Scope(cos=cos, sin=sin, mask=None)
     if not vision.window_size:
         return whole, whole
-    cos, sin = (
-        g.op("Gather", table, g.inputs["window_index"], name=f"windows/{table.name}", axis=0)
-        for table in tables
-    )  # [W, P, Dh/2]
+    with g.scope("windows"):
+        index, shape = g.inputs["window_index"], g.ints(0, -1, half)
+        gathered = [g.op("Gather", g.inputs[n], index, name=f"{n}/gather") for n in names]
+        cos, sin = (
+            g.op("Reshape", table, shape, name=name)
+            for table, name in zip(gathered, names, strict=True)
+        )  # [W, P, Dh/2]
     return whole, _Scope(cos=cos, sin=sin, mask=g.inputs["window_mask"])
 
 
@@ -118,12 +123,12 @@ def _attention(
             out_sizes=(3 * width,),
             has_bias=True,
             name="qkv_proj",
-        )  # [N, 3 Dv]
-        if scope.mask is None:
-            rows = g.op("Unsqueeze", qkv, g.ints(0), name="whole")  # [1, N, 3 Dv]
-        else:
-            rows = g.op("Gather", qkv, g.inputs["window_index"], name="windows", axis=0)
-        by_head = g.op("Reshape", rows, g.ints(0, 0, 3 * heads, head_dim), name="heads")
+        )  # [V, M, 3 Dv]
+        batch = 1
+        if scope.mask is not None:
+            batch = 0  # as many as there are windows
+            qkv = g.op("Gather", qkv, g.inputs["window_index"], name="windows")  # [W, Q, M, 3 Dv]
+        by_head = g.op("Reshape", qkv, g.ints(batch, -1, 3 * heads, head_dim), name="heads")
         heads_first = g.op("Transpose", by_head, name="heads_first", perm=[0, 2, 1, 3])
         query, key, value = g.ops(
             "Split",
@@ -144,10 +149,10 @@ def _attention(
             name="attention",
         )  # [1, H, N, Dh] or [W, H, P, Dh]
         rows_first = g.op("Transpose", attended, name="rows_first", perm=[0, 2, 1, 3])
-        merged = g.op("Reshape", rows_first, g.ints(-1, width), name="merge_heads")
+        shape = g.ints(-1, vision.merge_size**2, width)
+        merged = g.op("Reshape", rows_first, shape, name="merge_heads")
         if scope.mask is not None:
-            slots = g.inputs["window_slots"]
-            merged = g.op("Gather", merged, slots, name="patches", axis=0)  # [N, Dv]
+            merged = g.op("Gather", merged, g.inputs["window_slots"], name="tokens")  # [V, M, Dv]
         output = linear(
             g,
             merged,
@@ -216,7 +221,7 @@ def _deepstack_merger(
 
 def _joined(g: GraphBuilder, rows: ir.Value, vision: PatchVisionConfig) -> ir.Value:
     joined = vision.hidden_size * vision.merge_size**2
-    return g.op("Reshape", rows, g.ints(-1, joined), name="join")  # [N / M, M Dv]
+    return g.op("Reshape", rows, g.ints(0, joined), name="join")  # [V, M Dv]
 
 
 def _merger_mlp(

@@ -102,9 +102,10 @@ def _preprocess(checkpoint: Checkpoint, vision: PatchVisionConfig) -> PatchPrepr
 
 def _vision_spec(vision: PatchVisionConfig, dtype: DType, opsets: tuple[int, ...]) -> GraphSpec:
     return patch_encoder_spec(
+        patches_per_token=vision.merge_size**2,
         patch_width=vision.patch_width,
         head_dim=vision.head_dim,
-        patches_per_window=(vision.window_size * vision.merge_size) ** 2,
+        tokens_per_window=vision.window_size**2,
         has_positions=vision.num_positions > 0,
         num_planes=len(vision.deepstack_layers),
         hidden_size=vision.out_size,

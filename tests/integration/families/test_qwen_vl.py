@@ -22,6 +22,7 @@ from support.images import random_images
 from support.pairs import Pair, open_pair
 from support.reference import ReferencePruning
 
+from feather_edge import Session
 from feather_edge.engines.build import build_engines
 from feather_edge.errors import (
     CheckpointError,
@@ -33,6 +34,7 @@ from feather_edge.export.pipeline import export
 from feather_edge.images import load_image
 from feather_edge.pruning import Pruning
 from feather_edge.recipes import ExportRecipe, load_engine_recipe, override_engine
+from feather_edge.runtime.backends.fake import FakeBackend
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,6 +106,14 @@ def test_a_picture_of_the_others_size_changes_nothing(pair: Pair) -> None:
 
     assert (together[:, : alone.shape[1]] == alone).all()
     assert together.shape[1] > alone.shape[1]
+
+
+def test_a_robots_own_tests_run_on_the_fake_backend(pair: Pair) -> None:
+    with Session.open(pair.session.bundle, backend=FakeBackend(token_ids=[7, 8])) as session:
+        result = session.generate(random_images(2), "what ?", max_new_tokens=2)
+
+    assert result.token_ids == (7, 8)
+    assert [stage.before_layer for stage in result.stages] == list(STAGES)
 
 
 def test_videos_are_refused(pair: Pair) -> None:

@@ -192,14 +192,17 @@ class QwenVlReference(ReferenceVlm):
     def encoder_calls(self, inputs: dict[str, torch.Tensor]) -> list[dict[str, np.ndarray]]:
         """Return the patches of each picture."""
         counts = inputs["image_grid_thw"].prod(dim=1).tolist()
-        return [{"pixel_values": p.numpy()} for p in inputs["pixel_values"].split(counts)]
+        per_token = self.processor.image_processor.merge_size**2
+        return [
+            {"pixel_values": patches.unflatten(0, (-1, per_token)).numpy()}
+            for patches in inputs["pixel_values"].split(counts)
+        ]
 
     def changed_features(
         self, before: dict[str, np.ndarray], after: dict[str, np.ndarray]
     ) -> np.ndarray:
         """Return which rows of the graph's ``image_features`` see pixels that differ."""
-        differ = (before["pixel_values"] != after["pixel_values"]).any(axis=1)
-        return differ.reshape(-1, self.processor.image_processor.merge_size**2).any(axis=1)
+        return (before["pixel_values"] != after["pixel_values"]).any(axis=(1, 2))
 
     @torch.no_grad()
     def embed(self, inputs: dict[str, torch.Tensor]) -> ReferenceRows:

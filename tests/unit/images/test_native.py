@@ -63,18 +63,20 @@ def test_windows_are_those_of_transformers(grid: tuple[int, int]) -> None:
     order, ends = vision_utils.get_vision_window_index(
         thw, spatial_merge_size=2, window_size=112, patch_size=14
     )
-    patches = (order[:, None] * 4 + torch.arange(4)).ravel().numpy()
-    expected = {frozenset(part) for part in np.split(patches, ends[1:-1].tolist())}
+    parts = np.split(order.numpy(), (ends[1:-1] // 4).tolist())
+    expected = {frozenset(part) for part in parts}
 
     tables = native()._windows(grid)
 
     is_patch = tables["window_mask"][:, 0, 0]
-    pairs = zip(tables["window_index"], is_patch, strict=True)
+    is_token = is_patch[:, ::4]
+    assert (is_patch == is_token.repeat(4, axis=1)).all()
+    pairs = zip(tables["window_index"], is_token, strict=True)
     assert {frozenset(index[seen]) for index, seen in pairs} == expected
     assert (tables["window_mask"] == is_patch[:, None, None, :]).all()
     slots = tables["window_slots"]
-    assert tables["window_index"].ravel()[slots].tolist() == list(range(4 * grid[0] * grid[1]))
-    assert is_patch.ravel()[slots].all()
+    assert tables["window_index"].ravel()[slots].tolist() == list(range(grid[0] * grid[1]))
+    assert is_token.ravel()[slots].all()
 
 
 @pytest.mark.parametrize("theta", [10_000.0, 500.0])
@@ -86,7 +88,7 @@ def test_rotary_tables_are_those_of_transformers(theta: float) -> None:
     expected = Qwen2_5_VLVisionRotaryEmbedding(config)(torch.zeros(1), places)
 
     for ours, theirs in zip(native(rope_theta=theta)._rotary((3, 5)), expected, strict=True):
-        np.testing.assert_allclose(ours, theirs[:, :40].numpy(), atol=1e-6)
+        np.testing.assert_allclose(ours.reshape(60, 40), theirs[:, :40].numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (3, 5), (24, 24), (30, 7), (1, 40)], ids=str)
@@ -102,15 +104,15 @@ def test_learned_positions_are_stretched_as_in_transformers(grid: tuple[int, int
 
     tables = native(window_size=0, position_side=48)._tables(grid)
 
-    found = table[tables["position_index"]] * tables["position_weights"][:, :, None]
-    np.testing.assert_allclose(found.sum(axis=1), expected, atol=1e-5)
+    found = table[tables["position_index"]] * tables["position_weights"][..., None]
+    np.testing.assert_allclose(found.sum(axis=2).reshape(-1, 3), expected, atol=1e-5)
 
 
 def test_dimensions_of_engines_hold_every_picture_of_so_many_tokens() -> None:
     image = native()
     for max_visual_tokens in (1, 5, 391, 1000):
         dims = image.vision_dims(max_visual_tokens)
-        assert dims["num_patches"][::2] == (4, 4 * max_visual_tokens)
+        assert dims["visual_tokens"][::2] == (1, max_visual_tokens)
         for low, usual, high in dims.values():
             assert low <= usual <= high
     rng = np.random.default_rng(1)
@@ -123,7 +125,7 @@ def test_dimensions_of_engines_hold_every_picture_of_so_many_tokens() -> None:
 
 def test_a_camera_picture_is_typical() -> None:
     assert native().typical_grids == ((17, 23),)
-    assert native(window_size=0).vision_dims(2048) == {"num_patches": (4, 1564, 8192)}
+    assert native(window_size=0).vision_dims(2048) == {"visual_tokens": (1, 391, 2048)}
 
 
 @pytest.mark.parametrize(
