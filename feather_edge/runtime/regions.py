@@ -71,7 +71,7 @@ def overlapping_tokens(region: Region, raster: Raster) -> NDArray[np.int64]:
     rows = _overlap((top - y0) / token[1], (bottom - y0) / token[1], raster.height)
     indices = np.arange(raster.height * raster.width, dtype=np.int64)
     grid = indices.reshape(raster.height, raster.width)
-    return grid[np.ix_(rows, columns)].ravel()  # no slice: ranges beside the raster end below 0
+    return grid[rows.start : rows.stop, columns.start : columns.stop].ravel()
 
 
 def _overlap(start: float, end: float, num_tokens: int) -> range:

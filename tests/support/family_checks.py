@@ -52,7 +52,7 @@ __all__ = [
 LOGITS_TOLERANCE = 1e-4
 FEATURES_TOLERANCE = 3e-5
 NUM_GREEDY_TOKENS = 8
-BLUR, SLIVER = 0.6, 0.2  # of a token
+BLUR, SLIVER = 0.6, 0.4  # of a token
 PROMPT = "where is the red circle ?"
 
 KINDS = [("feather", "fill"), ("feather", "union"), ("fastv", "fill"), ("ivc", "fill")]

@@ -59,6 +59,10 @@ VARIANTS = {
     "no-positions": {"vision_overrides": {"use_absolute_position_embeddings": False}},
     "other-epsilon": {"vision_overrides": {"norm_type": "rms_norm", "layer_norm_eps": 1e-2}},
     "one-tile": {"max_patches": 1},
+    # As published InternVL3 has it; without effect up to max_position_embeddings.
+    "dynamic-rope": {
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}
+    },
 }
 NAMES = (
     ("language_model.model.", "model.language_model."),
