@@ -19,7 +19,7 @@ from feather_edge.checkpoint.patch_preprocessing import PatchPreprocessConfig
 from feather_edge.errors import RequestError
 from feather_edge.images.geometry import ViewGeometry
 from feather_edge.images.pixels import normalise, resize_to
-from feather_edge.images.prepared import PreparedImages, Raster
+from feather_edge.images.prepared import TYPICAL_SIZE, PreparedImages, Raster
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_ASPECT_RATIO = 200
-TYPICAL_SIZE = (640, 480)
-"""Of a camera's picture, (width, height): what engines are tuned for."""
 
 
 class NativeImages(

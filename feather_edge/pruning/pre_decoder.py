@@ -40,6 +40,8 @@ def pre_plan(pruning: Pruning, layout: Layout, embeds: NDArray[np.generic]) -> S
     for number, (span, quota) in enumerate(zip(layout.spans, quotas, strict=True)):
         rows = layout.rows(number)
         rows = rows[~layout.is_forbidden[rows]]
+        if not len(rows):  # a tile that lies in forbidden regions
+            continue
         tokens = ImageTokens(
             features=embeds[rows].astype(np.float32),
             raster=span.raster(layout.positions[rows]),
