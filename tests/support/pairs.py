@@ -55,10 +55,10 @@ class TracingBackend(OnnxRuntimeBackend):
 
 class _TracedGraph(Graph):
     def __init__(self, backend: TracingBackend, graph: Graph) -> None:
+        self.spec, self.limits = graph.spec, graph.limits
         self._backend = backend
         self._graph = graph
-        self.spec = graph.spec
-        self.limits = graph.limits
+        self.spec, self.limits = graph.spec, graph.limits
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         outputs = self._graph.run(inputs)
