@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from feather_edge.bundle import Bundle
-    from feather_edge.pruning import Pruning
 
 __all__ = [
     "BACKENDS",
@@ -27,7 +25,6 @@ __all__ = [
     "box_format_option",
     "emit_json",
     "json_option",
-    "lay_over",
     "only_given",
     "pruning_options",
     "region_options",
@@ -211,22 +208,6 @@ json_option = click.option(
 def only_given(**options: Any) -> dict[str, Any]:
     """Return the options that were given: None stands for "not given"."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-def lay_over(pruning: Pruning, **options: Any) -> Pruning:
-    """Return `pruning` with the options that were given in place of its own.
-
-    Raises:
-        RequestError: if an option is out of range, or has no effect beside the others.
-    """
-    given = only_given(**options)
-    effective = dataclasses.replace(pruning, **given)
-    if "pre_keep_ratio" in given and effective.pre_criterion == "none":
-        raise RequestError(
-            f"pre-keep-ratio {effective.pre_keep_ratio:g} has no effect, since nothing prunes "
-            f"before the decoder; choose what does with --pre-prune"
-        )
-    return effective
 
 
 def require_stages(bundle: Bundle, stages: tuple[int, ...] | None) -> None:

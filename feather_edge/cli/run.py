@@ -12,7 +12,6 @@ from feather_edge.cli._options import (
     backend_options,
     emit_json,
     json_option,
-    lay_over,
     only_given,
     pruning_options,
     region_options,
@@ -89,12 +88,13 @@ def _request(
     **options: Any,
 ) -> dict[str, Any]:
     """Lay the options that were given over the bundle's own defaults."""
+    from feather_edge.pruning.overrides import override
     from feather_edge.runtime.sampling import Sampling
 
     require_stages(session.bundle, stages)
-    given = {"criterion": prune, "pre_criterion": pre_prune, "seed": seed, **options}
+    asked = only_given(criterion=prune, pre_criterion=pre_prune, seed=seed, **options)
     return {
-        "pruning": lay_over(session.pruning, **given),
+        "pruning": override(session.pruning, **asked),
         "regions": (*protect, *forbid),
         "sampling": Sampling(**only_given(temperature=temperature, top_p=top_p, seed=seed)),
     }

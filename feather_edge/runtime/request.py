@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from feather_edge.pruning.criteria import CRITERIA
 from feather_edge.pruning.pre_decoder import pre_plan
 from feather_edge.runtime.decoder import PrunedStage
 from feather_edge.runtime.result import FinishReason, StageResult, Token
@@ -85,7 +86,8 @@ class Run:
         return tuple(results)
 
     def _selection(self, stage: PrunedStage) -> str:
-        if self.pruning is None or stage.before_layer == 0:
+        method = CRITERIA.get(stage.criterion)
+        if self.pruning is None or method is None or "selection" not in method.options:
             return "fill"
         return self.pruning.selection
 

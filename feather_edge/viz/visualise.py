@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from feather_edge.runtime.result import Result, StageResult
     from feather_edge.runtime.session import Session
 
-__all__ = ["Visualisation", "draw_results", "visualise"]
+__all__ = ["Visualisation", "draw_results", "name_of", "visualise"]
 
 UNPRUNED_COLOUR, ANSWER_COLOUR = "#ffffff", "#ff2fd0"
 PANEL_SIZE = 330
@@ -82,7 +82,7 @@ def visualise(
         )
     picture = load_image(image)
     asked = (session.pruning,) if prunings is None else tuple(prunings)
-    none = dataclasses.replace(session.pruning, criterion="none")
+    none = dataclasses.replace(session.pruning, criterion="none", pre_criterion="none")
     unpruned, *results = (
         session.generate(picture, prompt, pruning=pruning) for pruning in (none, *asked)
     )
@@ -147,6 +147,12 @@ def draw_results(
     return contact_sheet([pen.row(result) for result in results], heading=prompt)
 
 
+def name_of(result: Result) -> str:
+    """Return the criteria that pruned, in their order, or ``none``."""
+    names = dict.fromkeys(stage.criterion for stage in result.stages)
+    return " + ".join(name for name in names if name != "none") or "none"
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Pen:
     """What all rows of a sheet share."""
@@ -167,11 +173,10 @@ class _Pen:
 
     def _answer(self, result: Result, boxes: list[tuple[Box, str]]) -> Panel:
         every = range(self.grid[0] * self.grid[1])
-        criterion = result.stages[0].criterion if result.stages else "none"
         comparison, is_alarming = self._comparison(result)
         return Panel(
             picture=kept_tokens(self.view, every, grid=self.grid, boxes=boxes, size=self.size),
-            title=f"{criterion}: {self._words(result)}",
+            title=f"{name_of(result)}: {self._words(result)}",
             subtitle=comparison,
             is_alarming=is_alarming,
         )

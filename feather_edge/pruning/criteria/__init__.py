@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from feather_edge.errors import RequestError
 from feather_edge.pruning.criteria.fastv import FastV
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 
 class Criterion(Protocol):
-    """A way to rank visual tokens."""
+    """A way to rank visual tokens.
+
+    Attributes:
+        options: fields of ``Pruning`` that this criterion looks at, beside ``keep_ratio``.
+    """
+
+    options: ClassVar[frozenset[str]]
 
     def plan(self, pruning: Pruning, stage: int, num_stages: int, layout: Layout) -> StagePlan:
         """Return what stage number ``stage`` of ``num_stages`` does with the rows of ``layout``.

@@ -12,7 +12,7 @@ grid. The paper ranks the rest by value vectors in one middle layer, which the g
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -32,6 +32,8 @@ COORDINATE_SHARE = 0.1
 
 class Ivc:
     """RoPE-free attention with rotary coordinate tokens at every stage."""
+
+    options: ClassVar[frozenset[str]] = frozenset({"selection"})
 
     def plan(self, pruning: Pruning, stage: int, num_stages: int, layout: Layout) -> StagePlan:
         """Return the plan of a stage; see ``Criterion.plan``."""

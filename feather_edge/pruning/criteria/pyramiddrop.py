@@ -14,7 +14,7 @@ has computed anyway.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from feather_edge.pruning.plan import StagePlan, stage_quotas
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 class PyramidDrop:
     """FastV's own score at every stage, with shares that fall from stage to stage."""
+
+    options: ClassVar[frozenset[str]] = frozenset()
 
     def plan(self, pruning: Pruning, stage: int, num_stages: int, layout: Layout) -> StagePlan:
         """Return the plan of a stage; see ``Criterion.plan``."""

@@ -207,13 +207,13 @@ def test_run_streams_the_answer(runner: CliRunner, session: FakeSession) -> None
 
 def test_run_lays_options_over_the_bundle_s(runner: CliRunner, session: FakeSession) -> None:
     line = (
-        "--prune fastv-full --keep-ratio 0.4 --selection union --seed 0 --temperature 0.5 "
+        "--prune ivc --keep-ratio 0.4 --selection union --seed 0 --temperature 0.5 "
         "--top-p 0.9 --max-new-tokens 7 --backend tensorrt --target orin --stages 4,6"
     )
     succeed(runner, *ASK, *line.split())
     assert session.opened == (Path("b"), "tensorrt", "orin")
     assert session.asked["pruning"] == Pruning(
-        criterion="fastv-full", keep_ratio=(0.4,), stride=2, selection="union", seed=0
+        criterion="ivc", keep_ratio=(0.4,), stride=2, selection="union", seed=0
     )
     assert session.asked["sampling"] == Sampling(temperature=0.5, top_p=0.9, seed=0)
     assert session.asked["max_new_tokens"] == 7
@@ -226,10 +226,24 @@ def test_run_prunes_before_the_decoder(runner: CliRunner, session: FakeSession) 
     )
 
 
-def test_a_ratio_for_nothing_is_refused(runner: CliRunner, session: FakeSession) -> None:
-    result = runner.invoke(main, [*ASK, "--pre-keep-ratio", "0.25"])
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("--pre-keep-ratio 0.25", "pre-keep-ratio 0.25 has no effect: nothing prunes before"),
+        (
+            "--prune fastv --stride 2",
+            "stride 2 has no effect: criterion fastv has no grid; choose",
+        ),
+        ("--prune uniform --selection union", "selection union has no effect: criterion uniform"),
+        ("--prune none --keep-ratio 0.5", "keep-ratio 0.5 has no effect: criterion none keeps"),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    runner: CliRunner, session: FakeSession, line: str, text: str
+) -> None:
+    result = runner.invoke(main, [*ASK, *line.split()])
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: pre-keep-ratio 0.25 has no effect, since nothing")
+    assert result.stderr.startswith(f"Error: {text}")
 
 
 def test_run_reads_regions(runner: CliRunner, session: FakeSession) -> None:
