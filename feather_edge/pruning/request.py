@@ -34,7 +34,7 @@ class Pruning:
             dependent union of the best and the grid (``ivc``: the coordinate tokens).
         seed: of ``random``.
         pre_criterion: what prunes before the decoder, on the vision features: ``uniform``,
-            ``random``, ``divprune``, ``dart``, ``cdpruner`` or ``none``.
+            ``random``, ``divprune``, ``dart``, ``cdpruner``, ``pooling`` or ``none``.
         pre_keep_ratio: share of the visual tokens that it lets into the decoder.
     """
 

@@ -40,6 +40,7 @@ class PrunedStage:
         layout: of the rows that left it.
         scores: [S] of the rows that entered; None where the graph's scores decided nothing.
         quota_change: tokens more than the criterion asked for, for the user's regions.
+        is_merged: whether a kept token stands for several, averaged.
     """
 
     before_layer: int
@@ -47,6 +48,7 @@ class PrunedStage:
     layout: Layout
     scores: NDArray[np.float32] | None = None
     quota_change: int = 0
+    is_merged: bool = False
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feather_edge.pruning.criteria import CRITERIA
-from feather_edge.pruning.pre_decoder import pre_plan
+from feather_edge.pruning.pre_decoder import pre_quotas, prune_before_decoder
 from feather_edge.runtime.decoder import PrunedStage
 from feather_edge.runtime.result import FinishReason, StageResult, Token
 
@@ -42,16 +42,15 @@ class Run:
         """Run the prompt [S, D]; returns logits [V] of the first token."""
         layout = self.layout
         if self.pruning is not None and self.pruning.pre_criterion != "none":
-            plan = pre_plan(self.pruning, layout, embeds)
-            kept = plan.select(np.zeros(layout.num_rows), layout)
-            embeds, change = embeds[kept], plan.quota_change(layout)
-            layout = layout.keep(kept)
+            entered = prune_before_decoder(self.pruning, layout, embeds)
+            embeds, layout = entered.embeds, layout.keep(entered.rows)
             self.stages.append(
                 PrunedStage(
                     before_layer=0,
                     criterion=self.pruning.pre_criterion,
                     layout=layout,
-                    quota_change=change,
+                    quota_change=layout.num_kept - sum(pre_quotas(self.pruning, layout)),
+                    is_merged=entered.is_merged,
                 )
             )
         logits, stages = self.chain.prefill(embeds, layout, self.pruning)
@@ -78,6 +77,7 @@ class Run:
                     criterion=stage.criterion,
                     selection=self._selection(stage),
                     quota_change=stage.quota_change,
+                    is_merged=stage.is_merged,
                     kept_indices=kept,
                     scores=_visual_scores(stage, before),
                 )

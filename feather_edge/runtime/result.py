@@ -33,7 +33,9 @@ class StageResult:
         selection: ``fill`` or ``union``.
         quota_change: how many tokens more than the criterion's own count the stage had to keep
             for protected regions; negative where forbidden regions left fewer.
-        kept_indices: [num_kept] into the prompt's visual tokens, ascending.
+        is_merged: whether a kept token stands for several that were averaged (``pooling``).
+        kept_indices: [num_kept] into the prompt's visual tokens, ascending; of merged tokens, the
+            one in the middle.
         scores: [num_visual_tokens] as the stage ranked them, NaN where a token was already gone;
             None without scores. Not part of ``to_dict``.
     """
@@ -44,6 +46,7 @@ class StageResult:
     criterion: str
     selection: str
     quota_change: int
+    is_merged: bool
     kept_indices: NDArray[np.int64]
     scores: NDArray[np.float32] | None = field(default=None, repr=False)
 
@@ -100,6 +103,7 @@ class Result:
                 "criterion": stage.criterion,
                 "selection": stage.selection,
                 "quota_change": stage.quota_change,
+                "is_merged": stage.is_merged,
                 "kept_indices": stage.kept_indices.tolist(),
             }
             for stage in self.stages

@@ -18,7 +18,7 @@ from feather_edge.checkpoint.reader import read_tensors
 from feather_edge.errors import BackendError, BundleError, RequestError
 from feather_edge.graphs import EMBED_TOKENS_TENSOR
 from feather_edge.pruning import Layout, Pruning, VisualSpan, criterion
-from feather_edge.pruning.pre_criteria import pre_criterion
+from feather_edge.pruning.pre_criteria import require_pre_criterion
 from feather_edge.pruning.request import unpruned_reason
 from feather_edge.runtime.backends import Backend, create_backend
 from feather_edge.runtime.decoder import DecoderChain
@@ -248,8 +248,7 @@ class Session:
         schedule = self.bundle.schedule
         if pruning.criterion != "none":
             criterion(pruning.criterion)  # unknown is wrong also where nothing can be pruned
-        if pruning.pre_criterion != "none":
-            pre_criterion(pruning.pre_criterion)
+        require_pre_criterion(pruning.pre_criterion)
         reason = unpruned_reason(pruning, layout, len(schedule.stages))
         if reason and (layout.is_protected | layout.is_forbidden).any():
             raise RequestError(f"regions have no effect, since {reason}; prune, or leave them out")

@@ -188,7 +188,8 @@ class _Pen:
         )  # fmt: skip
         return Panel(
             picture=picture,
-            title=f"kept {stage.num_kept} of {result.num_visual_tokens} ({stage.keep_ratio:.0%})",
+            title=f"{'merged into' if stage.is_merged else 'kept'} {stage.num_kept} of "
+            f"{result.num_visual_tokens} ({stage.keep_ratio:.0%})",
             subtitle=f"before layer {stage.before_layer}; what is greyish was lost",
         )
 

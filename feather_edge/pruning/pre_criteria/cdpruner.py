@@ -57,7 +57,7 @@ def greedy_map(kernel: NDArray[np.float64], num_kept: int) -> list[int]:
             break
         np.dot(factor[:step, best].copy(), factor[:step], out=row)
         np.subtract(kernel[best], row, out=row)
-        row /= np.sqrt(volume[best])
+        np.divide(row, np.sqrt(volume[best]), out=row)
         volume -= np.square(row, out=squares)
         volume[best] = -np.inf
         order.append(best)

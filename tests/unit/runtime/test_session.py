@@ -358,6 +358,16 @@ def test_pruned_only_before_the_decoder(bundle: Bundle) -> None:
     ]  # fmt: skip
 
 
+def test_merged_tokens_are_told_apart(bundle: Bundle) -> None:
+    pruning = Pruning(pre_criterion="pooling", pre_keep_ratio=0.25)
+
+    result = answering(bundle, 300).generate(PICTURE, PROMPT, pruning=pruning, max_new_tokens=1)
+
+    assert [stage.is_merged for stage in result.stages] == [True, False, False]
+    assert [stage["is_merged"] for stage in result.to_dict()["stages"]] == [True, False, False]
+    assert result.stages[0].kept_indices.tolist()[:5] == [0, 2, 4, 6, 16]
+
+
 def test_regions_hold_before_the_decoder(bundle: Bundle) -> None:
     pruning = Pruning(pre_criterion="divprune", pre_keep_ratio=0.05, keep_ratio=(1.0,))
     regions = [Region(box=(10, 5, 15, 10)), Region(box=(5, 15, 25, 20), rule="forbid")]
@@ -468,6 +478,7 @@ def test_record_is_json(bundle: Bundle) -> None:
         "criterion",
         "selection",
         "quota_change",
+        "is_merged",
         "kept_indices",
     }
     parts = record["preprocess_ms"] + record["vision_ms"] + record["prefill_ms"]
