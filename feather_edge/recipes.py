@@ -29,8 +29,9 @@ __all__ = [
 ]  # fmt: skip
 
 CriterionName = Literal[
-    "feather", "fastv", "fastv-full", "pyramiddrop", "ivc", "uniform", "random", "none"
-]
+    "feather", "fastv", "fastv-full", "pyramiddrop", "pyramiddrop-reset", "ivc", "ivc-value",
+    "uniform", "random", "none",
+]  # fmt: skip
 PreCriterionName = Literal["uniform", "random", "divprune", "dart", "cdpruner", "pooling", "none"]
 SelectionName = Literal["fill", "union"]
 Precision = Literal["fp32", "fp16"]

@@ -23,8 +23,8 @@ class Pruning:
 
     Attributes:
         criterion: ``feather``, ``fastv`` (softmax over visual tokens), ``fastv-full`` (softmax
-            over the whole sequence, as FastV's own code), ``pyramiddrop``, ``ivc``, ``uniform``,
-            ``random`` or ``none``.
+            over the whole sequence, as FastV's own code), ``pyramiddrop``, ``pyramiddrop-reset``,
+            ``ivc``, ``ivc-value``, ``uniform``, ``random`` or ``none``.
         keep_ratio: one value is the method's own parameter (FEATHER: 1 - R of the paper, so its
             second stage keeps the square; PyramidDrop: lambda, kept again at each stage; the
             others: the share that the first stage keeps). One value per stage gives the share of

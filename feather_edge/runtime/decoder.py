@@ -53,12 +53,17 @@ class PrunedStage:
 
 @dataclass(kw_only=True)
 class _Rows:
-    """The rows between two segments: handles of [B, S, D] and [B, S, Dh/2], and their layout."""
+    """The rows between two segments: handles of [B, S, D] and [B, S, Dh/2], and their layout.
+
+    ``positions`` [S] are those that the rotary tables turn by: the layout's, unless a stage has
+    numbered its rows anew.
+    """
 
     hidden: Tensor
     cos: Tensor
     sin: Tensor
     layout: Layout
+    positions: NDArray[np.int64]
 
 
 class DecoderChain:
@@ -81,6 +86,8 @@ class DecoderChain:
             for segment in schedule.segments
         ]
         self.next_position = 0
+        self._lags = [0] * len(schedule.segments)
+        """How far each segment's numbering is behind, where a stage has begun a new one."""
 
     def prefill(
         self, embeds: NDArray[Any], layout: Layout, pruning: Pruning | None
@@ -96,11 +103,19 @@ class DecoderChain:
             Logits [V] of the next token, and what each stage did.
         """
         cos, sin = self._tables(layout.positions)
-        rows = _Rows(hidden=self._upload(embeds[None]), cos=cos, sin=sin, layout=layout)
+        rows = _Rows(
+            hidden=self._upload(embeds[None]),
+            cos=cos,
+            sin=sin,
+            layout=layout,
+            positions=layout.positions,
+        )
         stages: list[PrunedStage] = []
         for index, before_layer in enumerate(self._schedule.stages):
             rows, stage = self._prefill_segment(index, rows, pruning, before_layer)
             stages.append(stage)
+            if not np.array_equal(rows.positions, rows.layout.positions):
+                self._lags[index + 1] = layout.num_positions - rows.layout.num_rows
         logits = self._last_segment(rows)
         self.next_position = layout.num_positions
         return logits, stages
@@ -108,11 +123,15 @@ class DecoderChain:
     def decode_step(self, embed: NDArray[Any]) -> NDArray[np.float32]:
         """Consume one new token's embedding [D]; returns logits [V] of the one after it.
 
-        Positions go on after the unpruned prompt, as if nothing had been pruned.
+        Positions go on after the unpruned prompt, as if nothing had been pruned; after a stage
+        that numbers its rows anew, they go on after those.
         """
-        cos, sin = self._tables(np.array([self.next_position]))
+        tables = {
+            lag: self._tables(np.array([self.next_position - lag])) for lag in set(self._lags)
+        }
         hidden = self._upload(embed[None, None])
         for index in range(len(self._schedule.stages)):
+            cos, sin = tables[self._lags[index]]
             inputs = {
                 **self._segment_inputs(index, hidden, cos, sin, num_rows=1),
                 **self._one_row_passes,
@@ -120,7 +139,7 @@ class DecoderChain:
             outputs = self._run(index, inputs, num_rows=1)
             hidden = outputs["kept_hidden_states"]
         last = len(self._graphs) - 1
-        inputs = self._segment_inputs(last, hidden, cos, sin, num_rows=1)
+        inputs = self._segment_inputs(last, hidden, *tables[self._lags[last]], num_rows=1)
         self.next_position += 1
         return self._logits(self._run(last, inputs, num_rows=1))
 
@@ -140,10 +159,10 @@ class DecoderChain:
             plan = criterion(pruning.criterion).plan(pruning, index, num_stages, layout)
         inputs = {
             **self._segment_inputs(index, rows.hidden, rows.cos, rows.sin, num_rows=num_rows),
-            **self._plan_inputs(plan, layout),
+            **self._plan_inputs(plan, rows),
         }
         outputs = self._run(index, inputs, num_rows=num_rows)
-        scores = None if plan is None else self._scores(index, outputs, plan)
+        scores = None if plan is None else self._scores(index, outputs, plan, layout)
         if plan is not None and scores is not None and plan.needs_host:
             kept = plan.select(scores, layout)
             survivors = [
@@ -153,8 +172,7 @@ class DecoderChain:
         else:
             kept = self._backend.download(outputs["kept_indices"])[0]
             survivors = [outputs[n] for n in ("kept_hidden_states", "kept_cos", "kept_sin")]
-        hidden, cos, sin = survivors
-        pruned = _Rows(hidden=hidden, cos=cos, sin=sin, layout=layout.keep(kept))
+        pruned = self._renumbered(plan, rows.positions[kept], survivors, layout.keep(kept))
         return pruned, PrunedStage(
             before_layer=before_layer,
             criterion="none" if plan is None or pruning is None else pruning.criterion,
@@ -163,19 +181,34 @@ class DecoderChain:
             quota_change=0 if plan is None else plan.quota_change(layout),
         )
 
+    def _renumbered(
+        self,
+        plan: StagePlan | None,
+        positions: NDArray[np.int64],
+        survivors: Sequence[Tensor],
+        layout: Layout,
+    ) -> _Rows:
+        """Return the rows that left a stage, with new rotary tables if it numbers them anew."""
+        hidden, cos, sin = survivors
+        if plan is not None and plan.resets_positions:
+            positions = np.arange(layout.num_rows)
+            cos, sin = self._tables(positions)
+        return _Rows(hidden=hidden, cos=cos, sin=sin, layout=layout, positions=positions)
+
     def _last_segment(self, rows: _Rows) -> NDArray[np.float32]:
         last, num_rows = len(self._graphs) - 1, rows.layout.num_rows
         inputs = self._segment_inputs(last, rows.hidden, rows.cos, rows.sin, num_rows=num_rows)
         return self._logits(self._run(last, inputs, num_rows=num_rows))
 
-    def _plan_inputs(self, plan: StagePlan | None, layout: Layout) -> dict[str, Tensor]:
+    def _plan_inputs(self, plan: StagePlan | None, rows: _Rows) -> dict[str, Tensor]:
         """Return the prune inputs of a stage; without a plan every row passes."""
+        layout = rows.layout
         if plan is None:
             zeros = np.zeros((1, layout.num_rows), np.float32)
             identity = self._identity_tables(layout.num_rows)
             return self._prune_inputs(zeros, zeros, *identity, num_kept=layout.num_rows)
         if plan.score_rotation == "rotary":
-            cos, sin = rotary_tables(self._manifest.rotary, layout.positions)
+            cos, sin = rotary_tables(self._manifest.rotary, rows.positions)
             tables = (cos[None], sin[None])
         else:
             tables = self._identity_tables(layout.num_rows)
@@ -223,11 +256,16 @@ class DecoderChain:
         return outputs
 
     def _scores(
-        self, index: int, outputs: dict[str, Tensor], plan: StagePlan
+        self, index: int, outputs: dict[str, Tensor], plan: StagePlan, layout: Layout
     ) -> NDArray[np.float32] | None:
         if not plan.uses_scores:
             return None
-        scores: NDArray[np.float32] = self._backend.download(outputs["scores"])[0]
+        scores: NDArray[np.float32]
+        if plan.value_score is None:
+            scores = self._backend.download(outputs["scores"])[0]
+        else:
+            values = self._backend.download(self._caches[index].last_values)[0]
+            scores = plan.value_score(values.astype(np.float32), layout)
         if not np.isfinite(scores).all():
             raise BackendError(
                 f"graph decoder_{index} gave {np.count_nonzero(~np.isfinite(scores))} pruning "

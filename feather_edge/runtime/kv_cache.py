@@ -35,6 +35,11 @@ class SegmentCache:
         """Return the cache as inputs of the segment's graph."""
         return self._tensors
 
+    @property
+    def last_values(self) -> Tensor:
+        """Values [B, Hkv, length, Dh] of the segment's last layer."""
+        return self._tensors[self._past[-1]]
+
     def update(self, outputs: Mapping[str, Tensor], *, num_new: int) -> None:
         """Take over the grown cache from the graph's outputs after ``num_new`` positions."""
         for past, present in zip(self._past, self._present, strict=True):

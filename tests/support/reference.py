@@ -37,7 +37,9 @@ class ReferencePruning:
         keep_ratio: 1 - R. One value is the method's own parameter, several are shares of V.
     """
 
-    method: Literal["feather", "fastv", "fastv-full", "pyramiddrop", "ivc"] = "feather"
+    method: Literal[
+        "feather", "fastv", "fastv-full", "pyramiddrop", "pyramiddrop-reset", "ivc", "ivc-value"
+    ] = "feather"
     selection: Literal["fill", "union"] = "fill"
     stages: tuple[int, ...]
     keep_ratio: tuple[float, ...] = (0.3,)
@@ -73,10 +75,14 @@ class ReferenceRun:
 
 @dataclass(kw_only=True)
 class _Rows:
-    """Rows alive: hidden [1,S,D], positions [1,S] in the prompt, visual index of each or -1."""
+    """Rows alive: hidden [1,S,D], positions [1,S] of the rotary embedding, visual index or -1.
+
+    ``original`` are the positions [S] in the prompt, which differ once rows are numbered anew.
+    """
 
     hidden: torch.Tensor
     positions: torch.Tensor
+    original: torch.Tensor
     visual: torch.Tensor
 
 
@@ -125,10 +131,18 @@ class ReferenceLlava:
         if pruning is not None and pruning.pre_kept is not None:
             rows = _only(rows, set(pruning.pre_kept))
         captured: dict[str, torch.Tensor] = {}
+        drops = dict.fromkeys(range(len(self.decoder.layers)), 0)
         for layer in range(len(self.decoder.layers)):
             if pruning is not None and layer in pruning.stages:
+                before = rows.hidden.shape[1]
                 rows, stage = self._prune(rows, captured, pruning, layer)
                 run.stages.append(stage)
+                if pruning.method == "pyramiddrop-reset":
+                    if layer == min(pruning.stages):  # what never entered is not counted either
+                        before = length
+                    rows.positions = torch.arange(rows.hidden.shape[1])[None]
+                    for later in range(layer, len(drops)):
+                        drops[later] += before - rows.hidden.shape[1]
             with self._captured_projections(layer) as captured:
                 rows.hidden = self._layer(layer, rows.hidden, rows.positions, cache)
         run.logits.append(self._logits(rows.hidden))
@@ -137,8 +151,9 @@ class ReferenceLlava:
             run.token_ids.append(token)
             if len(run.token_ids) == max_new_tokens:
                 break
-            position = length + len(run.token_ids) - 1  # as if nothing had been pruned
-            run.logits.append(self._decode(token, position, cache))
+            # As if nothing had been pruned, except where a stage has numbered its rows anew.
+            position = length + len(run.token_ids) - 1
+            run.logits.append(self._decode(token, position, cache, drops))
         return run
 
     def _embed(self, inputs: dict[str, torch.Tensor]) -> _Rows:
@@ -154,7 +169,8 @@ class ReferenceLlava:
             ).pooler_output
             embeds[0, is_visual] = torch.cat(list(features))
         visual = torch.where(is_visual, is_visual.cumsum(0) - 1, -1)
-        return _Rows(hidden=embeds, positions=torch.arange(ids.shape[1])[None], visual=visual)
+        original = torch.arange(ids.shape[1])
+        return _Rows(hidden=embeds, positions=original[None], original=original, visual=visual)
 
     def _layer(
         self, layer: int, hidden: torch.Tensor, positions: torch.Tensor, cache: Any
@@ -176,23 +192,23 @@ class ReferenceLlava:
     def _logits(self, hidden: torch.Tensor) -> np.ndarray:
         return self.model.lm_head(self.decoder.norm(hidden[:, -1:]))[0, -1].numpy()
 
-    def _decode(self, token: int, position: int, cache: Any) -> np.ndarray:
+    def _decode(self, token: int, position: int, cache: Any, drops: dict[int, int]) -> np.ndarray:
         hidden = self.model.get_input_embeddings()(torch.tensor([[token]]))
-        positions = torch.tensor([[position]])
         for layer in range(len(self.decoder.layers)):
+            positions = torch.tensor([[position - drops[layer]]])
             hidden = self._layer(layer, hidden, positions, cache)
         return self._logits(hidden)
 
     @contextmanager
     def _captured_projections(self, layer: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Catch the outputs of q_proj and k_proj [S, heads * Dh] while the layer runs."""
+        """Catch the outputs of the projections [S, heads * Dh] while the layer runs."""
         captured: dict[str, torch.Tensor] = {}
         attention = self.decoder.layers[layer].self_attn
         hooks = [
             getattr(attention, name).register_forward_hook(
                 lambda _module, _args, output, name=name: captured.__setitem__(name, output[0])
             )
-            for name in ("q_proj", "k_proj")
+            for name in ("q_proj", "k_proj", "v_proj")
         ]
         yield captured
         for hook in hooks:
@@ -203,6 +219,9 @@ class ReferenceLlava:
     ) -> torch.Tensor:
         """Attention [S] of the last row, mean over heads; zero where the softmax does not look."""
         attention = self.decoder.layers[layer].self_attn
+        if method == "ivc-value":
+            values = captured["v_proj"].unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
+            return self._value_scores(values, rows.visual.tolist())
         query = captured["q_proj"].unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
         key = captured["k_proj"].unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
         if method not in {"feather", "ivc"}:
@@ -211,11 +230,35 @@ class ReferenceLlava:
             query, key = (x[0] for x in rotate(query[None], key[None], cos, sin))
         key = key.repeat_interleave(len(query) // len(key), dim=0)
         domain = torch.arange(len(rows.visual))
-        if method not in {"fastv-full", "pyramiddrop"}:
+        if method not in {"fastv-full", "pyramiddrop", "pyramiddrop-reset"}:
             domain = domain[rows.visual >= 0]
         logits = (key[:, domain] @ query[:, -1, :, None])[..., 0] / math.sqrt(attention.head_dim)
         scores = torch.zeros(len(rows.visual))
         scores[domain] = logits.softmax(dim=-1).mean(dim=0)
+        return scores
+
+    def _value_scores(self, values: torch.Tensor, visual: list[int]) -> torch.Tensor:
+        """Likeness [S] of values [Hkv,S,Dh]: text after the pictures asks, then its favourites."""
+        last = max(row for row, token in enumerate(visual) if token >= 0)
+        text = range(last + 1, len(visual))
+        scores = torch.zeros(len(visual))
+        per_image = self.grid_side**2
+        for image in range(max(visual) // per_image + 1):
+            alive = [row for row, token in enumerate(visual) if token >= 0 and
+                     token // per_image == image]  # fmt: skip
+
+            def asks(row: int, alive: list[int] = alive) -> torch.Tensor:
+                heads = [
+                    (head[alive] @ head[row] / math.sqrt(head.shape[-1])).softmax(dim=0)
+                    for head in values
+                ]
+                return torch.stack(heads).mean(dim=0)
+
+            found = [asks(row) for row in text]
+            likest = torch.stack(found).mean(dim=0).topk(max(1, len(alive) // 100)).indices
+            found += [asks(alive[place]) for place in likest]
+            scores[alive] = torch.stack(found).mean(dim=0)
+            scores[[alive[place] for place in likest]] += 1
         return scores
 
     def _prune(
@@ -234,7 +277,7 @@ class ReferenceLlava:
             first = image * per_image
             alive = {v - first: s for v, s in scores.items() if first <= v < first + per_image}
             row = next(row for row, v in enumerate(rows.visual.tolist()) if v - first in alive)
-            start = int(rows.positions[0, row] - rows.visual[row]) + first
+            start = int(rows.original[row] - rows.visual[row]) + first
             chosen, gap = self._choose(alive, pruning, pruning.stages.index(layer), start)
             kept += [first + place for place in chosen]
             gaps.append(gap)
@@ -253,10 +296,10 @@ class ReferenceLlava:
         side, total = self.grid_side, self.grid_side**2
         ratios = pruning.keep_ratio
         ratio = ratios[0] if len(ratios) == 1 else ratios[stage]
-        if pruning.method == "pyramiddrop" and len(ratios) == 1:
+        if pruning.method.startswith("pyramiddrop") and len(ratios) == 1:
             ratio **= stage + 1
         count = max(1, math.floor(ratio * total + 1e-6))
-        if pruning.method == "ivc":
+        if pruning.method in {"ivc", "ivc-value"}:
             coordinates = self._coordinates(start, total) & alive.keys()
             return _best_with(coordinates, alive, min(count, len(alive)))
         if pruning.method != "feather":
@@ -292,6 +335,7 @@ def _only(rows: _Rows, kept: set[int]) -> _Rows:
     return _Rows(
         hidden=rows.hidden[:, keep_rows],
         positions=rows.positions[:, keep_rows],
+        original=rows.original[keep_rows],
         visual=rows.visual[keep_rows],
     )
 

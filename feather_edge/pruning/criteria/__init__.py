@@ -8,6 +8,7 @@ from feather_edge.errors import RequestError
 from feather_edge.pruning.criteria.fastv import FastV
 from feather_edge.pruning.criteria.feather import Feather
 from feather_edge.pruning.criteria.ivc import Ivc
+from feather_edge.pruning.criteria.ivc_value import value_scores
 from feather_edge.pruning.criteria.pyramiddrop import PyramidDrop
 from feather_edge.pruning.criteria.random import Random
 from feather_edge.pruning.criteria.uniform import Uniform
@@ -40,8 +41,10 @@ CRITERIA: dict[str, Criterion] = {
     "feather": Feather(),
     "fastv": FastV(score_domain="visual"),
     "fastv-full": FastV(score_domain="sequence"),
-    "pyramiddrop": PyramidDrop(),
-    "ivc": Ivc(),
+    "pyramiddrop": PyramidDrop(resets_positions=False),
+    "pyramiddrop-reset": PyramidDrop(resets_positions=True),
+    "ivc": Ivc(value_score=None),
+    "ivc-value": Ivc(value_score=value_scores),
     "uniform": Uniform(),
     "random": Random(),
 }
