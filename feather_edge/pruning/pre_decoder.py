@@ -104,7 +104,7 @@ def _image_tokens(
     span = layout.spans[number]
     return ImageTokens(
         features=embeds[rows].astype(np.float32),
-        raster=layout.positions[rows] - span.start,
+        raster=span.raster(layout.positions[rows]),
         height=span.height,
         width=span.width,
         text=embeds[~layout.is_visual].astype(np.float32),
