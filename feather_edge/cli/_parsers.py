@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar, cast, get_args
 import click
 
 from feather_edge.errors import RequestError
-from feather_edge.recipes import CriterionName
+from feather_edge.recipes import CriterionName, PreCriterionName
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "parse_arch",
+    "parse_methods",
     "parse_names",
     "parse_plugin",
     "parse_ratios",
@@ -100,8 +101,33 @@ def parse_names(
         click.BadParameter: naming what is wrong and what is allowed.
     """
     known = get_args(CriterionName)
+    return _split_names(value, known, all_of_them=_but_none(known))
+
+
+def parse_methods(
+    ctx: click.Context,
+    param: click.Parameter,
+    value: str | None,
+) -> tuple[str, ...] | None:
+    """Parse ``feather,pre-dart``, or ``all``: criteria, those before the decoder after ``pre-``.
+
+    Raises:
+        click.BadParameter: naming what is wrong and what is allowed.
+    """
+    before = (f"pre-{name}" for name in _but_none(get_args(PreCriterionName)))
+    known = (*_but_none(get_args(CriterionName)), *before)
+    return _split_names(value, known, all_of_them=known)
+
+
+def _but_none(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if name != "none")
+
+
+def _split_names(
+    value: str | None, known: tuple[str, ...], *, all_of_them: tuple[str, ...]
+) -> tuple[str, ...] | None:
     if value is None or value == "all":
-        return None if value is None else tuple(name for name in known if name != "none")
+        return None if value is None else all_of_them
     names = tuple(part.strip() for part in value.split(","))
     for name in names:
         if name not in known:

@@ -14,7 +14,7 @@ from feather_edge.cli._options import (
     json_option,
     only_given,
 )
-from feather_edge.cli._parsers import parse_names, parse_ratios
+from feather_edge.cli._parsers import parse_methods, parse_ratios
 from feather_edge.cli._progress import counting_bar
 from feather_edge.cli._tables import print_table
 
@@ -34,10 +34,11 @@ from feather_edge.cli._tables import print_table
 @click.option(
     "--method",
     "methods",
-    callback=parse_names,
+    callback=parse_methods,
     metavar="all|NAME[,NAME...]",
     default="all",
-    help="Criteria: feather, fastv, fastv-full, uniform, random. Unpruned is always compared.",
+    help="Criteria inside the decoder (as of `run --prune`), and those before it after pre-, such "
+    "as pre-divprune. Unpruned is always compared.",
 )
 @click.option(
     "--keep-ratio", "keep_ratios", callback=parse_ratios, metavar="R[,R...]",
@@ -45,8 +46,8 @@ from feather_edge.cli._tables import print_table
 )  # fmt: skip
 @click.option(
     "--budget", type=click.Choice(("equal", "own")), default="equal",
-    help="equal: every method keeps as many tokens at every stage as FEATHER does. own: the "
-    "ratio is each method's own parameter.",
+    help="equal: every method keeps as many tokens at every stage as FEATHER does, or costs as "
+    "much. own: the ratio is each method's own parameter.",
 )  # fmt: skip
 @click.option(
     "--limit", type=click.IntRange(min=1), show_default="500 scenes, all lines",
@@ -72,7 +73,8 @@ def command(
     Asks BUNDLE questions with known answers, unpruned and pruned. Writes every answer
     (samples.jsonl), summary.json and report.md, plots if asked for, and prints the table.
     """
-    from feather_edge.evaluate.evaluation import Comparison, evaluate
+    from feather_edge.evaluate.comparison import Comparison
+    from feather_edge.evaluate.evaluation import evaluate
     from feather_edge.evaluate.plots import require_matplotlib, write_plots
     from feather_edge.evaluate.report import COLUMNS, table_rows, write_report
     from feather_edge.evaluate.tasks import load_task
