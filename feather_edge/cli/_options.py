@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKENDS",
+    "TASK_OPTIONS",
     "Callback",
     "all_of",
     "backend_option",
@@ -32,6 +34,7 @@ __all__ = [
     "sampling_options",
     "stages_option",
     "target_option",
+    "task_options",
 ]
 
 BACKENDS = BACKEND_NAMES
@@ -172,11 +175,62 @@ sampling_options = all_of(
     ),
 )
 
+TASK_OPTIONS = ("data", "images", "split", "truth_boxes", "ask", "limit")
+"""Parameters of ``task_options`` beside the task itself."""
+
+task_options = all_of(
+    click.option(
+        "--task",
+        metavar="scenes|refcoco|coarse|FILE",
+        default="scenes",
+        help="scenes: generated pictures that the shipped model never saw. refcoco: the places "
+        "asked for in --data. coarse: the questions with an answer in words, of the scenes or of "
+        "--data. FILE: all of a .jsonl or .json file; see docs/evaluation.md.",
+    ),
+    click.option(
+        "--data",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="File of refcoco or coarse: entries as RefCOCO, LLaVA or Qwen dumps have them.",
+    ),
+    click.option(
+        "--images",
+        type=click.Path(path_type=Path),
+        show_default="the file's",
+        help="Folder of a file's pictures.",
+    ),
+    click.option(
+        "--split",
+        metavar="NAME",
+        show_default="test; of a file, all",
+        help="Of the scenes: development (for choices) or test. Of a file: entries whose split is "
+        "NAME.",
+    ),
+    click.option(
+        "--truth-boxes",
+        metavar="pixels|xywh|0-1|0-1000|location-tokens:N",
+        show_default="pixels",
+        help="How a file writes boxes; all but xywh are x0, y0, x1, y1.",
+    ),
+    click.option(
+        "--ask",
+        metavar="TEXT",
+        show_default="Where is {}?",
+        help="Question about an expression of a file, {} in its place.",
+    ),
+    click.option(
+        "--limit",
+        type=click.IntRange(min=1),
+        show_default="500 scenes, all entries",
+        help="Take the first samples only.",
+    ),
+)
+
 box_format_option = click.option(
     "--box-format",
-    type=click.Choice(("location-tokens", "pixels", "0-1", "0-1000")),
+    type=click.Choice(("location-tokens", "location-tokens-yx", "pixels", "0-1", "0-1000")),
     show_default="location tokens, where the model has them",
-    help="How the model writes boxes: always x0, y0, x1, y1 of the picture as it sees it.",
+    help="How the model writes boxes: x0, y0, x1, y1 of the picture as it sees it, after -yx y0, "
+    "x0, y1, x1 (PaliGemma).",
 )
 
 backend_option = click.option(
