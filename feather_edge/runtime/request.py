@@ -41,10 +41,11 @@ class Run:
         """Run the prompt [S, D]; returns logits [V] of the first token."""
         layout = self.layout
         if self.pruning is not None and self.pruning.pre_criterion != "none":
-            plan = pre_plan(self.pruning, layout, embeds)
-            kept = plan.select(np.zeros(layout.num_rows), layout)
-            embeds, change = embeds[kept], plan.quota_change(layout)
-            layout = layout.keep(kept)
+            with self.chain.watch.stage("prune"):
+                plan = pre_plan(self.pruning, layout, embeds)
+                kept = plan.select(np.zeros(layout.num_rows), layout)
+                embeds, change = embeds[kept], plan.quota_change(layout)
+                layout = layout.keep(kept)
             self.stages.append(
                 PrunedStage(
                     before_layer=0,
