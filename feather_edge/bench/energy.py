@@ -14,9 +14,11 @@ A sensor counts everything that runs on its device, idle power included.
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,16 +239,17 @@ def _board_rails(root: Path) -> Iterable[tuple[str, Callable[[], float]]]:
         except OSError:
             continue
         if chip == "ina238":  # AGX Thor: the one at the input of the carrier board
-            yield from _readable("VIN", lambda f=folder: _number(f / "power1_input") / 1e6)
+            yield from _readable("VIN", partial(_scaled_product, folder / "power1_input"))
         if chip == "ina3221":
             for label in sorted(folder.glob("in?_label")):
                 name = label.read_text(encoding="utf-8").strip()
-                volts, amperes = (
-                    folder / f"{kind}{label.name[2]}_input" for kind in ("in", "curr")
-                )
-                yield from _readable(
-                    name, lambda v=volts, a=amperes: _number(v) * _number(a) / 1e6
-                )
+                parts = (folder / f"{kind}{label.name[2]}_input" for kind in ("in", "curr"))
+                yield from _readable(name, partial(_scaled_product, *parts))
+
+
+def _scaled_product(*files: Path) -> float:
+    """Return watts, of a file of microwatts or of millivolts and milliamperes."""
+    return math.prod(_number(file) for file in files) / 1e6
 
 
 def _readable(name: str, watts: Callable[[], float]) -> Iterable[tuple[str, Callable[[], float]]]:

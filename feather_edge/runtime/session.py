@@ -91,6 +91,7 @@ class Session:
         *,
         backend: str | Backend = "auto",
         target: str | None = None,
+        num_threads: int | None = None,
     ) -> Session:
         """Open a bundle.
 
@@ -99,6 +100,7 @@ class Session:
             backend: a backend's name, or one of your own.
             target: whose engines a TensorRT backend runs, as ``agx-orin-64gb``; None takes those
                 of the only target there is.
+            num_threads: of one graph run on the CPU; None lets the backend choose.
 
         Raises:
             BundleError: if the folder is no valid bundle.
@@ -107,9 +109,10 @@ class Session:
         start_s = time.perf_counter()
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if isinstance(backend, str):
-            backend = create_backend(backend, opened, target=target)
-        elif target is not None:
-            raise BackendError(f"target {target} goes with a backend's name, not with your own")
+            backend = create_backend(backend, opened, target=target, num_threads=num_threads)
+        elif target is not None or num_threads is not None:
+            wanted = f"target {target}" if target is not None else f"num_threads {num_threads}"
+            raise BackendError(f"{wanted} goes with a backend's name, not with your own")
         session = cls(opened, backend)
         session.load_ms = (time.perf_counter() - start_s) * 1e3
         return session
@@ -124,6 +127,12 @@ class Session:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def backend(self) -> Backend:
+        """What runs the graphs."""
+        self._require_open()
+        return self._backend
 
     def close(self) -> None:
         """Let go of graphs, weights and device; a closed session can only be closed again.

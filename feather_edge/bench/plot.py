@@ -1,0 +1,73 @@
+"""Where the time to the first token goes, as a picture; needs the extra ``viz``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from feather_edge.bench.report import Report
+    from feather_edge.bench.summary import Summary
+
+__all__ = ["write_plot"]
+
+MIN_LABEL_SHARE = 0.05
+SEGMENT_COLOURS = ("#1f77b4", "#5fa2d0", "#9fcbe6", "#c9e1f0")
+COLOURS = {"preprocess": "#8c8c8c", "vision": "#e69f00", "prune": "#d55e00", "other": "#d9d9d9"}
+
+
+def write_plot(report: Report, output: Path) -> None:
+    """Draw one stacked bar per pruning, its roof as a line across it.
+
+    Args:
+        report: a benchmark.
+        output: a file whose suffix says the format, such as .png or .svg.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    summaries = {"unpruned": report.unpruned, "pruned": report.pruned}
+    floors = {"unpruned": report.floor.unpruned, "pruned": report.floor.pruned}
+    bars = {name: parts(each) for name, each in summaries.items() if each is not None}
+    longest = max(sum(each.values()) for each in bars.values())
+    figure = Figure(figsize=(10, 1.6 + 0.9 * len(bars)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for place, (name, stages) in enumerate(bars.items()):
+        left = 0.0
+        for stage, ms in stages.items():
+            axes.barh(place, ms, left=left, height=0.6, color=_colour(stage), edgecolor="white",
+                      linewidth=0.5, label=stage if place == 0 else None)  # fmt: skip
+            if ms >= MIN_LABEL_SHARE * longest:
+                axes.text(left + ms / 2, place, f"{ms:.3g}", ha="center", va="center", fontsize=8)
+            left += ms
+        axes.text(left, place, f"  {left:.3g} ms", va="center", fontweight="bold")
+        floor = floors[name]
+        if floor is not None and floor.ttft_roof_ms is not None:
+            axes.plot([floor.ttft_roof_ms] * 2, [place - 0.4, place + 0.4], color="black",
+                      linewidth=2, label="roof" if place == 0 else None)  # fmt: skip
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.invert_yaxis()
+    axes.set_xlim(0, longest * 1.15)
+    axes.set_xlabel("time to the first token, ms (medians of the parts)")
+    axes.spines[["top", "right"]].set_visible(False)
+    here = report.environment
+    axes.set_title(f"{here.source}, {here.recipe.precision}: {here.backend} on {here.machine}")
+    figure.legend(loc="outside lower center", ncols=8, frameon=False, fontsize=8)
+    figure.savefig(output)
+
+
+def parts(summary: Summary) -> dict[str, float]:
+    """Return what the time to the first token is made of, in the order in which it passes."""
+    found = {"preprocess": summary.preprocess_ms, "vision": summary.vision_ms}
+    found |= {f"decoder_{index}": ms for index, ms in enumerate(summary.segment_ms)}
+    found["prune"] = summary.prune_ms
+    found["other"] = max(0.0, summary.ttft_ms - sum(found.values()))
+    return found
+
+
+def _colour(stage: str) -> str:
+    if stage in COLOURS:
+        return COLOURS[stage]
+    return SEGMENT_COLOURS[int(stage.rpartition("_")[2]) % len(SEGMENT_COLOURS)]
