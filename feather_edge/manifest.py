@@ -10,8 +10,8 @@ from typing import Literal
 
 import msgspec
 
-from feather_edge.checkpoint.preprocessing import PreprocessConfig
 from feather_edge.graphs import DecoderShape, GraphSpec
+from feather_edge.images import ImageSpec
 from feather_edge.recipes import ExportRecipe
 
 FORMAT_VERSION = 1
@@ -37,15 +37,6 @@ class Rotary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     original_max_positions: int = 0
 
 
-class ImageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an image becomes: ``grid_height`` x ``grid_width`` visual tokens."""
-
-    token_id: int
-    grid_height: int
-    grid_width: int
-    preprocess: PreprocessConfig
-
-
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Size and hash of one file of a bundle."""
 
@@ -67,7 +58,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         max_positions: longest sequence the model was made for.
         eos_token_ids: any of these ends an answer.
         max_new_tokens: the checkpoint's own limit on an answer, if it names one.
-        image: what an image becomes.
+        image: how pictures become visual tokens.
         graphs: contract of each graph, vision encoder first, then the segments.
         files: every other file of the bundle, by its path.
     """

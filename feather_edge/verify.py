@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from feather_edge.bundle import Bundle
     from feather_edge.graphs import GraphSpec
+    from feather_edge.images.pixels import ImageSource
     from feather_edge.runtime.backends import Backend, Graph
-    from feather_edge.runtime.preprocess import ImageSource
     from feather_edge.runtime.result import Result
 
 __all__ = ["Sample", "shipped_samples", "verify"]

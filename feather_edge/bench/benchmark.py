@@ -92,7 +92,8 @@ def benchmark(
         # 4. What they would take at least; later, since measuring rates needs memory of its own.
         unpruned = summarise(timings[UNPRUNED])
         pruned = summarise(timings[PRUNED]) if PRUNED in timings else None
-        floor = static_floor(bundle, unpruned, pruned, MachineRates(session.backend))
+        rates = MachineRates(session.backend)
+        floor = static_floor(bundle, first.image, unpruned, pruned, rates)
     return Report(
         environment=environment,
         settings=Settings(

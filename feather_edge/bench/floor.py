@@ -16,17 +16,17 @@ import numpy as np
 
 from feather_edge.bench.graph_cost import graph_cost, weight_bytes
 from feather_edge.evaluate.cost import segment_flops
+from feather_edge.images import load_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from feather_edge.bench.summary import Summary
     from feather_edge.bench.rates import MachineRates
+    from feather_edge.bench.summary import Summary
     from feather_edge.bundle import Bundle
+    from feather_edge.images.pixels import ImageSource
 
 __all__ = ["Floor", "GraphFloor", "RequestFloor", "static_floor"]
-
-ONE_IMAGE = {"num_images": 1, "batch": 1}
 
 
 class GraphFloor(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,12 +83,17 @@ class Floor(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def static_floor(
-    bundle: Bundle, unpruned: Summary, pruned: Summary | None, rates: MachineRates
+    bundle: Bundle,
+    image: ImageSource,
+    unpruned: Summary,
+    pruned: Summary | None,
+    rates: MachineRates,
 ) -> Floor:
     """Return the floor of requests with the token counts of these two.
 
     Args:
         bundle: whose graphs.
+        image: a picture that was asked about.
         unpruned: requests that kept everything; of both, only the counts are looked at.
         pruned: requests that did not.
         rates: of this machine.
@@ -97,7 +102,7 @@ def static_floor(
     weights = {spec.name: weight_bytes(bundle.path / spec.file) for spec in graphs}
     total = sum(weights.values())
     copy_rate = rates.copy(total)
-    floors = _Floors(bundle, weights, rates, copy_rate)
+    floors = _Floors(bundle, image, weights, rates, copy_rate)
     return Floor(
         weight_bytes=total,
         kv_bytes_per_token=sum(floors.kv_bytes_per_token),
@@ -113,11 +118,13 @@ class _Floors:
     def __init__(
         self,
         bundle: Bundle,
+        image: ImageSource,
         weights: dict[str, int],
         rates: MachineRates,
         copy_rate: float | None,
     ) -> None:
         self._bundle = bundle
+        self._image = image
         self._weights = weights
         self._rates = rates
         self._copy_rate = copy_rate
@@ -157,7 +164,14 @@ class _Floors:
     @cached_property
     def _vision(self) -> GraphFloor:
         spec = self._bundle.vision_encoder
-        cost = graph_cost(self._bundle.path / spec.file, ONE_IMAGE)
+        prepared = self._bundle.manifest.image.prepare([load_image(self._image)])
+        sizes = {
+            dim: size
+            for tensor in spec.inputs
+            for dim, size in zip(tensor.shape, prepared.inputs[tensor.name].shape, strict=True)
+            if isinstance(dim, str)
+        }
+        cost = graph_cost(self._bundle.path / spec.file, sizes)
         if cost is None:
             return self._graph(spec.name, 0, None, (0, 0, 0))
         return self._graph(spec.name, cost.matmul[0], cost.flops, cost.matmul)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from feather_edge.evaluate.scenes import MAX_OBJECTS, MIN_OBJECTS, ask, make_scene
-from feather_edge.runtime.preprocess import load_image
+from feather_edge.images import load_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from feather_edge.runtime.preprocess import ImageSource
+    from feather_edge.images.pixels import ImageSource
 
 __all__ = ["Request", "Requests", "picture_requests", "scene_requests"]
 

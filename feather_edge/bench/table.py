@@ -100,19 +100,18 @@ def verdict(report: Report) -> str:
     """Return the KV cache, and what pruning should have saved beside what it did."""
     floor, ratio = report.floor, report.ratio
     kept = "" if floor.pruned is None else f", {floor.pruned.kv_bytes / MIB:.1f} MiB pruned"
-    lines = [
-        f"KV cache: {floor.kv_bytes_per_token} bytes per token, "
-        f"{floor.unpruned.kv_bytes / MIB:.1f} MiB after the prefill{kept}"
-    ]
+    cache_mib = floor.unpruned.kv_bytes / MIB
+    per_token = floor.kv_bytes_per_token
+    lines = [f"KV cache: {per_token} bytes per token, {cache_mib:.1f} MiB after the prefill{kept}"]
     if floor.copy_gbytes_per_s is not None:
         lines.append(f"memory: {floor.copy_gbytes_per_s:.1f} GB/s read and written by copying")
     if ratio is None or report.pruned is None:
         lines.append(f"nothing was pruned, since {report.reason}")
     else:
-        counts = report.pruned.num_visual_tokens
+        counts = " > ".join(map(str, report.pruned.num_visual_tokens))
         lines.append(
-            f"visual tokens per segment {' > '.join(map(str, counts))}: prefill takes {ratio.prefill:.2f} of "
-            f"its unpruned time, for {ratio.flops:.2f} of its operations"
+            f"visual tokens of the segments {counts}: prefill takes {ratio.prefill:.2f} of its "
+            f"unpruned time, for {ratio.flops:.2f} of its operations"
         )
     return "\n".join(lines)
 

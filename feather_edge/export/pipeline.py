@@ -23,7 +23,7 @@ from feather_edge.runtime.prompt import PROMPT_FILES, PromptFormatter
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from feather_edge.checkpoint.config import TextConfig
+    from feather_edge.checkpoint.text_config import TextConfig
     from feather_edge.graphs import DType, GraphSpec
     from feather_edge.recipes import ExportRecipe
 

@@ -53,12 +53,12 @@ class EncodedPrompt:
 
     Attributes:
         prompt_ids: [S] int64.
-        spans: (start, length) in prompt_ids of each image's placeholders, in order of the images.
+        is_image: [S] bool, which of them are image placeholders.
         text: the rendered prompt, with one placeholder per image.
     """
 
     prompt_ids: np.ndarray
-    spans: tuple[tuple[int, int], ...]
+    is_image: np.ndarray
     text: str
 
 
@@ -117,32 +117,28 @@ class PromptFormatter:
         )
 
     def encode(
-        self, prompt: str | Sequence[Message], *, num_visual_tokens: Sequence[int]
+        self, prompt: str | Sequence[Message], *, images: Sequence[Sequence[str | int]]
     ) -> EncodedPrompt:
         """Return the ids of a prompt.
 
         Args:
             prompt: what the user says, which becomes one user turn with the images first; or the
                 whole conversation as messages, with one image entry per image.
-            num_visual_tokens: visual tokens of each image.
+            images: what stands for each image, see ``PreparedImages.prompt_pieces``.
 
         Raises:
             RequestError: the number of image placeholders is not the number of images, or the
                 chat template does not take the prompt.
         """
-        num_images = len(num_visual_tokens)
-        text = self._render(prompt, num_images=num_images)
+        text = self._render(prompt, num_images=len(images))
         bos = self._special_tokens.get("bos_token")
         has_bos = self._template is not None and bos is not None and text.startswith(bos)
-        ids = self._tokenizer.encode(text, add_special_tokens=not has_bos).ids
-        num_placeholders = ids.count(self._image_token_id)
-        if num_placeholders != num_images:
-            raise RequestError(
-                f"prompt has {num_placeholders} image placeholders ({self._image_token}) for "
-                f"{num_images} images; the two must be equal: the chat template writes one per "
-                "image, so leave them out of your own text"
-            )
-        return self._expand(ids, text=text, num_visual_tokens=num_visual_tokens)
+        expanded = self._expand(text, images)
+        ids = self._tokenizer.encode(expanded, add_special_tokens=not has_bos).ids
+        prompt_ids = np.array(ids, dtype=np.int64)
+        return EncodedPrompt(
+            prompt_ids=prompt_ids, is_image=prompt_ids == self._image_token_id, text=text
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens left out."""
@@ -168,21 +164,20 @@ class PromptFormatter:
             )
         return self._template.render(messages, special_tokens=self._special_tokens)
 
-    def _expand(
-        self, ids: list[int], *, text: str, num_visual_tokens: Sequence[int]
-    ) -> EncodedPrompt:
-        expanded: list[int] = []
-        spans: list[tuple[int, int]] = []
-        lengths = iter(num_visual_tokens)
-        for token in ids:
-            if token == self._image_token_id:
-                spans.append((len(expanded), next(lengths)))
-                expanded.extend([token] * spans[-1][1])
-            else:
-                expanded.append(token)
-        return EncodedPrompt(
-            prompt_ids=np.array(expanded, dtype=np.int64), spans=tuple(spans), text=text
-        )
+    def _expand(self, text: str, images: Sequence[Sequence[str | int]]) -> str:
+        """Put what stands for each image in the place of its placeholder."""
+        before, *after = text.split(self._image_token)
+        if len(after) != len(images):
+            raise RequestError(
+                f"prompt has {len(after)} image placeholders ({self._image_token}) for "
+                f"{len(images)} images; the two must be equal: the chat template writes one per "
+                "image, so leave them out of your own text"
+            )
+        expanded = [before]
+        for pieces, rest in zip(images, after, strict=True):
+            expanded += [p if isinstance(p, str) else self._image_token * p for p in pieces]
+            expanded.append(rest)
+        return "".join(expanded)
 
 
 def _checked_messages(prompt: object, *, num_images: int) -> list[Message]:

@@ -8,26 +8,36 @@ towers without a class token.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from feather_edge.checkpoint.config import text_config, vision_config
 from feather_edge.checkpoint.preprocessing import read_preprocess_config
+from feather_edge.checkpoint.text_config import TextModelType, text_config
+from feather_edge.checkpoint.vision_config import VisionModelType, vision_config
 from feather_edge.errors import CheckpointError, UnsupportedModelError
 from feather_edge.export.blocks.vision import vision_tower
-from feather_edge.export.families import FamilyModel
+from feather_edge.export.families import FamilyInfo, FamilyModel
 from feather_edge.export.operators import activation, linear
 from feather_edge.export.weights import Weights
 from feather_edge.graphs import vision_encoder_spec
-from feather_edge.manifest import ImageSpec
+from feather_edge.images import RasterImages
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from feather_edge.checkpoint.config import TextConfig, VisionConfig
     from feather_edge.checkpoint.preprocessing import PreprocessConfig
     from feather_edge.checkpoint.reader import Checkpoint
+    from feather_edge.checkpoint.text_config import TextConfig
+    from feather_edge.checkpoint.vision_config import VisionConfig
     from feather_edge.export.builder import GraphBuilder
     from feather_edge.graphs import DType, GraphSpec
+
+INFO = FamilyInfo(
+    model_type="llava",
+    examples=("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-interleave-qwen-0.5b-hf"),
+    towers=get_args(VisionModelType),
+    decoders=get_args(TextModelType),
+    images="one raster for each picture, resized or padded to one size",
+)
 
 PREFIXES = (
     # transformers up to 4.51 and 5.x save the first form, 4.52 to 4.57 the second.
@@ -65,10 +75,9 @@ def read(checkpoint: Checkpoint) -> FamilyModel:
         text=text,
         vision=vision,
         weights=Weights(checkpoint, PREFIXES),
-        image=ImageSpec(
+        image=RasterImages(
             token_id=_image_token_id(raw),
-            grid_height=side,
-            grid_width=side,
+            grid=(side, side),
             preprocess=_preprocess(checkpoint, vision),
         ),
         write_vision_encoder=partial(

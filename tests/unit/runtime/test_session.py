@@ -448,6 +448,7 @@ def test_record_is_json(bundle: Bundle) -> None:
         "finish_reason",
         "num_prompt_tokens",
         "num_visual_tokens",
+        "rasters",
         "stages",
         "reason",
         "preprocess_ms",
