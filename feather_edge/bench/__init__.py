@@ -10,6 +10,7 @@ against one another in an opened session::
 
 from __future__ import annotations
 
+from feather_edge.bench.benchmark import benchmark
 from feather_edge.bench.measure import Timing, measure
 from feather_edge.bench.requests import Request, picture_requests, scene_requests
 from feather_edge.bench.summary import Summary, summarise
@@ -18,6 +19,7 @@ __all__ = [
     "Request",
     "Summary",
     "Timing",
+    "benchmark",
     "measure",
     "picture_requests",
     "scene_requests",

@@ -31,7 +31,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         itl_p95_ms: which 95 % of them stay below.
         prefill_tokens_per_s: tokens that reached the last segment, by ``prefill_ms``.
         prefill_original_tokens_per_s: all tokens of the prompt, by ``prefill_ms``.
-        decode_tokens_per_s: further tokens per second.
+        decode_tokens_per_s: 1000 by ``tpot_ms``.
         energy_j: mean energy per answer; None without a sensor.
         num_prompt_tokens: of the prompt, visual ones included.
         num_text_tokens: all but the visual ones.
@@ -76,7 +76,8 @@ def summarise(timings: Sequence[Timing]) -> Summary:
     visual = tuple(round(x) for x in _medians([t.num_visual_tokens for t in timings]))
     num_text = round(_median(t.num_text_tokens for t in timings))
     itl_ms = [gap for t in timings for gap in t.itl_ms]
-    tpot_ms = [t.tpot_ms for t in timings if t.tpot_ms is not None]
+    tpots_ms = [t.tpot_ms for t in timings if t.tpot_ms is not None]
+    tpot_ms = statistics.median(tpots_ms) if tpots_ms else None
     energy_j = [t.energy_j for t in timings if t.energy_j is not None]
     return Summary(
         preprocess_ms=_median(t.preprocess_ms for t in timings),
@@ -85,12 +86,12 @@ def summarise(timings: Sequence[Timing]) -> Summary:
         prune_ms=_median(t.prune_ms for t in timings),
         prefill_ms=prefill_ms,
         ttft_ms=_median(t.ttft_ms for t in timings),
-        tpot_ms=statistics.median(tpot_ms) if tpot_ms else None,
+        tpot_ms=tpot_ms,
         itl_p50_ms=statistics.median(itl_ms) if itl_ms else None,
         itl_p95_ms=float(np.percentile(itl_ms, 95)) if itl_ms else None,
         prefill_tokens_per_s=(num_text + visual[-1]) / prefill_ms * 1e3,
         prefill_original_tokens_per_s=num_prompt / prefill_ms * 1e3,
-        decode_tokens_per_s=1e3 / statistics.median(itl_ms) if itl_ms else None,
+        decode_tokens_per_s=None if tpot_ms is None else 1e3 / tpot_ms,
         energy_j=statistics.fmean(energy_j) if energy_j else None,
         num_prompt_tokens=num_prompt,
         num_text_tokens=num_text,

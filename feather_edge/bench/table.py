@@ -20,7 +20,7 @@ FLOOR_COLUMNS = ("graph", "rows", "GFLOPs", "weights MiB", "GFLOPs/s here", "roo
 COLUMNS = ("", "unpruned", "roof", "pruned", "roof", "ratio", "90 % of pairs")
 MIB = 2**20
 
-Row = tuple[str, ...]
+Row = tuple[str | float, ...]
 
 
 def headline(report: Report) -> str:
@@ -119,8 +119,8 @@ def verdict(report: Report) -> str:
 def _floor_row(graph: GraphFloor, note: str = "") -> Row:
     flops = None if graph.flops is None else graph.flops / 1e9
     return (
-        f"{graph.graph}{note}", str(graph.num_rows), _cell(flops),
-        f"{graph.weight_bytes / MIB:.1f}", _cell(graph.gflops_per_s), _cell(graph.roof_ms),
+        f"{graph.graph}{note}", graph.num_rows, _cell(flops),
+        graph.weight_bytes / MIB, _cell(graph.gflops_per_s), _cell(graph.roof_ms),
     )  # fmt: skip
 
 
@@ -131,8 +131,8 @@ def _spread(report: Report, pairs: str | None) -> str:
     return f"{pair.p5:.2f} to {pair.p95:.2f}"
 
 
-def _cell(value: float | None) -> str:
-    """Return a number with at least two decimals below 100, none above."""
+def _cell(value: float | None) -> float | str:
+    """Return a number to show; above 100, nobody reads its decimals."""
     if value is None:
         return "-"
-    return f"{value:.0f}" if value >= 100 else f"{value:.2f}"
+    return round(value) if value >= 100 else value
