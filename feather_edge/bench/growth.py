@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -43,8 +43,8 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
             at_s=at_s,
             rss_mib=rss_mib(),
             device_mib=None if device_bytes is None else device_bytes / 2**20,
-            num_threads=len(os.listdir("/proc/self/task")),
-            num_files=len(os.listdir("/proc/self/fd")),
+            num_threads=_count("task"),
+            num_files=_count("fd"),
         )
 
 
@@ -57,3 +57,7 @@ def fitted_growth(times_s: Sequence[float], values: Sequence[float]) -> float:
         return 0.0
     slope, _ = np.polyfit(np.asarray(times_s), np.asarray(values), 1)
     return float(slope * (times_s[-1] - times_s[0]))
+
+
+def _count(entries: str) -> int:
+    return sum(1 for _ in Path(f"/proc/self/{entries}").iterdir())

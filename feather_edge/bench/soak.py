@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -149,11 +150,13 @@ def soak(
     Raises:
         BackendError: if the backend is missing or fails.
     """
-    chosen = {"backend": backend, "target": target, "num_threads": num_threads}
+    open_session = partial(
+        Session.open, bundle, backend=backend, target=target, num_threads=num_threads
+    )
     footprints: list[Footprint] = []
     start_s = last_s = time.perf_counter()
     # 1. Rounds of one request per reader; in between nothing runs, and the process is looked at.
-    with Session.open(bundle, **chosen) as session, ThreadPoolExecutor(NUM_READERS) as readers:
+    with open_session() as session, ThreadPoolExecutor(NUM_READERS) as readers:
         asker = _Asker(session, seed)
         while len(footprints) < 2 or time.perf_counter() - start_s < duration_s:
             asker.ask_round(readers)
@@ -168,7 +171,7 @@ def soak(
         gc.collect()
         footprints.append(Footprint.now(time.perf_counter() - start_s, session.backend))
     # 2. The same questions to a session that has lived through nothing.
-    with Session.open(bundle, **chosen) as session:
+    with open_session() as session:
         different = [
             number
             for number, answer in asker.answers.items()
