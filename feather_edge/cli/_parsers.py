@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "parse_arch",
+    "parse_duration",
+    "parse_limits",
     "parse_methods",
     "parse_names",
     "parse_plugin",
@@ -88,6 +90,46 @@ def parse_stages(
     if value is None or value == "none":
         return None if value is None else ()
     return _split(value, int, expected="layers such as 8,16, nor none")
+
+
+def parse_duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Parse ``90s``, ``10m`` or ``2h`` to seconds.
+
+    Raises:
+        click.BadParameter: naming what is wrong and what is allowed.
+    """
+    if value is None:
+        return None
+    seconds = {"s": 1, "m": 60, "h": 3600}.get(value[-1:])
+    try:
+        duration_s = float(value[:-1]) * (seconds or 0)
+    except ValueError:
+        duration_s = 0.0
+    if not 0 < duration_s < float("inf"):
+        raise click.BadParameter(f"{value!r} is not a time such as 90s, 10m or 2h")
+    return duration_s
+
+
+def parse_limits(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, float]:
+    """Parse ``ttft_ms=120``, repeated.
+
+    Raises:
+        click.BadParameter: naming what is wrong and what is allowed.
+    """
+    from feather_edge.bench.report import LIMITS
+
+    limits = {}
+    for value in values:
+        name, _, limit = value.partition("=")
+        try:
+            limits[name] = float(limit)
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is not a limit such as ttft_ms=120") from None
+        if name not in LIMITS:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(LIMITS)}")
+    return limits
 
 
 def parse_names(

@@ -8,7 +8,6 @@ the ``Environment`` instead.
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from feather_edge.engines import _device, _tensorrt
 from feather_edge.engines.function_strip import without_functions
 from feather_edge.engines.jobs import EngineJob, EngineResult, Environment
 from feather_edge.errors import BuildError
+from feather_edge.runtime.memory import peak_rss_mib
 
 __all__ = ["main"]
 
@@ -35,8 +35,7 @@ def _build(job: EngineJob, events: int) -> EngineResult:
 
     with without_functions(job) as ready:
         build_s = _tensorrt.build_engine(ready, on_phase=on_phase)
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return EngineResult(build_s=round(build_s, 3), peak_rss_mib=round(peak_kib / 1024, 1))
+    return EngineResult(build_s=round(build_s, 3), peak_rss_mib=round(peak_rss_mib(), 1))
 
 
 def main(arguments: list[str]) -> int:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feather_edge.errors import BackendError
+from feather_edge.graphs import DECODER
 from feather_edge.pruning.criteria import criterion
 from feather_edge.pruning.scores import score_mask
 from feather_edge.runtime.kv_cache import SegmentCache
 from feather_edge.runtime.rotary import rotary_tables
+from feather_edge.runtime.timing import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +69,13 @@ class _Rows:
 
 
 class DecoderChain:
-    """All segments of a decoder, with the caches of one request."""
+    """All segments of a decoder, with the caches of one request.
+
+    Attributes:
+        watch: notes each segment's prefill under its graph's name, and the host's part in pruning
+            as ``prune``.
+        next_position: of the token that comes next.
+    """
 
     def __init__(
         self,
@@ -75,7 +83,10 @@ class DecoderChain:
         manifest: BundleManifest,
         schedule: PruningSchedule,
         backend: Backend,
+        *,
+        watch: Stopwatch | None = None,
     ) -> None:
+        self.watch = Stopwatch() if watch is None else watch
         self._graphs = graphs
         self._manifest = manifest
         self._schedule = schedule
@@ -153,26 +164,22 @@ class DecoderChain:
         self, index: int, rows: _Rows, pruning: Pruning | None, before_layer: int
     ) -> tuple[_Rows, PrunedStage]:
         layout, num_rows = rows.layout, rows.layout.num_rows
-        plan = None
-        if pruning is not None and pruning.criterion != "none":
-            num_stages = len(self._schedule.stages)
-            plan = criterion(pruning.criterion).plan(pruning, index, num_stages, layout)
-        inputs = {
-            **self._segment_inputs(index, rows.hidden, rows.cos, rows.sin, num_rows=num_rows),
-            **self._plan_inputs(plan, rows),
-        }
-        outputs = self._run(index, inputs, num_rows=num_rows)
-        scores = None if plan is None else self._scores(index, outputs, plan, layout)
-        if plan is not None and scores is not None and plan.needs_host:
-            kept = plan.select(scores, layout)
-            survivors = [
-                self._backend.take_rows(outputs[name], kept)
-                for name in ("kept_hidden_states", "kept_cos", "kept_sin")
-            ]
-        else:
-            kept = self._backend.download(outputs["kept_indices"])[0]
+        with self.watch.stage("prune"):
+            plan = self._plan(index, layout, pruning)
+            prune_inputs = self._plan_inputs(plan, rows)
+        with self.watch.stage(DECODER.format(index)):
+            entering = self._segment_inputs(
+                index, rows.hidden, rows.cos, rows.sin, num_rows=num_rows
+            )
+            outputs = self._run(index, {**entering, **prune_inputs}, num_rows=num_rows)
+            kept = self._backend.download(outputs["kept_indices"])[0]  # waits for the device
+        with self.watch.stage("prune"):
+            scores = None if plan is None else self._scores(index, outputs, plan, layout)
             survivors = [outputs[n] for n in ("kept_hidden_states", "kept_cos", "kept_sin")]
-        pruned = self._renumbered(plan, rows.positions[kept], survivors, layout.keep(kept))
+            if plan is not None and scores is not None and plan.needs_host:
+                kept = plan.select(scores, layout)
+                survivors = [self._backend.take_rows(tensor, kept) for tensor in survivors]
+            pruned = self._renumbered(plan, rows.positions[kept], survivors, layout.keep(kept))
         return pruned, PrunedStage(
             before_layer=before_layer,
             criterion="none" if plan is None or pruning is None else pruning.criterion,
@@ -180,6 +187,13 @@ class DecoderChain:
             scores=scores,
             quota_change=0 if plan is None else plan.quota_change(layout),
         )
+
+    def _plan(self, index: int, layout: Layout, pruning: Pruning | None) -> StagePlan | None:
+        """Return what stage ``index`` shall keep; None lets every row pass."""
+        if pruning is None or pruning.criterion == "none":
+            return None
+        num_stages = len(self._schedule.stages)
+        return criterion(pruning.criterion).plan(pruning, index, num_stages, layout)
 
     def _renumbered(
         self,
@@ -197,8 +211,9 @@ class DecoderChain:
 
     def _last_segment(self, rows: _Rows) -> NDArray[np.float32]:
         last, num_rows = len(self._graphs) - 1, rows.layout.num_rows
-        inputs = self._segment_inputs(last, rows.hidden, rows.cos, rows.sin, num_rows=num_rows)
-        return self._logits(self._run(last, inputs, num_rows=num_rows))
+        with self.watch.stage(DECODER.format(last)):
+            inputs = self._segment_inputs(last, rows.hidden, rows.cos, rows.sin, num_rows=num_rows)
+            return self._logits(self._run(last, inputs, num_rows=num_rows))
 
     def _plan_inputs(self, plan: StagePlan | None, rows: _Rows) -> dict[str, Tensor]:
         """Return the prune inputs of a stage; without a plan every row passes."""

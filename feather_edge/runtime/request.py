@@ -42,8 +42,9 @@ class Run:
         """Run the prompt [S, D]; returns logits [V] of the first token."""
         layout = self.layout
         if self.pruning is not None and self.pruning.pre_criterion != "none":
-            entered = prune_before_decoder(self.pruning, layout, embeds)
-            embeds, layout = entered.embeds, layout.keep(entered.rows)
+            with self.chain.watch.stage("prune"):
+                entered = prune_before_decoder(self.pruning, layout, embeds)
+                embeds, layout = entered.embeds, layout.keep(entered.rows)
             self.stages.append(
                 PrunedStage(
                     before_layer=0,

@@ -71,8 +71,14 @@ class Result:
         preprocess_ms: images and prompt to arrays.
         vision_ms: vision encoder.
         prefill_ms: all decoder segments over the prompt, pruning included.
-        ttft_ms: from the call to the first token id.
+        segment_ms: the part of each segment in it, in order; its end ranks and gathers tokens.
+        prune_ms: the host's part in it: asking for tokens, and taking over those that were kept.
+        ttft_ms: from the call to the first token id, waiting for other requests included.
         tpot_ms: mean time of each further token; None for one token.
+        itl_ms: the time of each of them, the end token included. What the reader of a stream does
+            between two tokens does not count.
+        load_ms: how long it took to open the session.
+        peak_rss_mib: most host memory of the process until now.
         backend: what ran the graphs, and where.
         precision: of the graphs.
     """
@@ -88,8 +94,13 @@ class Result:
     preprocess_ms: float
     vision_ms: float
     prefill_ms: float
+    segment_ms: tuple[float, ...]
+    prune_ms: float
     ttft_ms: float
     tpot_ms: float | None
+    itl_ms: tuple[float, ...]
+    load_ms: float
+    peak_rss_mib: float
     backend: str
     device: str
     precision: str
@@ -99,7 +110,8 @@ class Result:
         record = {
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "stages"
         }
-        record["token_ids"] = list(self.token_ids)
+        for name in ("token_ids", "segment_ms", "itl_ms"):
+            record[name] = list(record[name])
         record["rasters"] = [
             {
                 "image": raster.image,

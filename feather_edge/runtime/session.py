@@ -9,6 +9,9 @@ Example::
 
 from __future__ import annotations
 
+import threading
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -23,6 +26,7 @@ from feather_edge.pruning.pre_criteria import require_pre_criterion
 from feather_edge.pruning.request import unpruned_reason
 from feather_edge.runtime.backends import Backend, create_backend
 from feather_edge.runtime.decoder import DecoderChain
+from feather_edge.runtime.memory import peak_rss_mib
 from feather_edge.runtime.prompt import PromptFormatter
 from feather_edge.runtime.regions import mark_regions
 from feather_edge.runtime.request import Answer, Run
@@ -33,7 +37,7 @@ from feather_edge.runtime.spans import place_spans
 from feather_edge.runtime.timing import Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -50,15 +54,22 @@ DEFAULT_MAX_NEW_TOKENS = 128
 
 
 class Session:
-    """An opened bundle, ready to generate. Not safe for use from several threads at once.
+    """An opened bundle, ready to generate.
+
+    Several threads may share a session, and one thread may read several streams of it in turn:
+    each request has caches of its own, and requests take turns at the graphs, one encoder run,
+    prefill or decode step at a time. A stream that is closed or dropped midway leaves nothing
+    behind; one whose session is closed meanwhile ends with an error.
 
     Attributes:
         bundle: what was opened.
         pruning: what a request that asks for nothing else gets: the bundle's recipe.
-        last_result: the record of the last finished answer.
+        last_result: the record of the answer that finished last, in whichever thread.
+        load_ms: how long it took to open.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        start_s = time.perf_counter()
         manifest = bundle.manifest
         self.bundle = bundle
         self.pruning = default_pruning(bundle)
@@ -71,7 +82,9 @@ class Session:
         )
         self._vision, self._decoders = vision, decoders
         self._embeddings = _open_embeddings(bundle)
+        self._lock = threading.Lock()
         self._is_open = True
+        self.load_ms = (time.perf_counter() - start_s) * 1e3
 
     @classmethod
     def open(
@@ -80,6 +93,7 @@ class Session:
         *,
         backend: str | Backend = "auto",
         target: str | None = None,
+        num_threads: int | None = None,
     ) -> Session:
         """Open a bundle.
 
@@ -88,17 +102,22 @@ class Session:
             backend: a backend's name, or one of your own.
             target: whose engines a TensorRT backend runs, as ``agx-orin-64gb``; None takes those
                 of the only target there is.
+            num_threads: of one graph run on the CPU; None lets the backend choose.
 
         Raises:
             BundleError: if the folder is no valid bundle.
             BackendError: if the backend is missing or cannot load a graph.
         """
+        start_s = time.perf_counter()
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if isinstance(backend, str):
-            return cls(opened, create_backend(backend, opened, target=target))
-        if target is not None:
-            raise BackendError(f"target {target} goes with a backend's name, not with your own")
-        return cls(opened, backend)
+            backend = create_backend(backend, opened, target=target, num_threads=num_threads)
+        elif target is not None or num_threads is not None:
+            wanted = f"target {target}" if target is not None else f"num_threads {num_threads}"
+            raise BackendError(f"{wanted} goes with a backend's name, not with your own")
+        session = cls(opened, backend)
+        session.load_ms = (time.perf_counter() - start_s) * 1e3
+        return session
 
     def __enter__(self) -> Self:
         return self
@@ -111,12 +130,22 @@ class Session:
     ) -> None:
         self.close()
 
+    @property
+    def backend(self) -> Backend:
+        """What runs the graphs."""
+        self._require_open()
+        return self._backend
+
     def close(self) -> None:
-        """Let go of graphs, weights and device; a closed session can only be closed again."""
-        if self._is_open:
-            self._is_open = False
-            self._decoders = []
-            del self._vision, self._embeddings, self._backend
+        """Let go of graphs, weights and device; a closed session can only be closed again.
+
+        Waits for the step that another thread is at; its stream then ends with an error.
+        """
+        with self._lock:
+            if self._is_open:
+                self._is_open = False
+                self._decoders = []
+                del self._vision, self._embeddings, self._backend
 
     def generate(
         self,
@@ -129,18 +158,19 @@ class Session:
         max_new_tokens: int | None = None,
     ) -> Result:
         """Answer a prompt about images; see ``stream`` for the arguments and errors."""
-        for _ in self.stream(
+        tokens = self.stream(
             images,
             prompt,
             pruning=pruning,
             regions=regions,
             sampling=sampling,
             max_new_tokens=max_new_tokens,
-        ):
-            pass
-        if self.last_result is None:  # pragma: no cover - stream always leaves a result
-            raise AssertionError("stream ended without a result")
-        return self.last_result
+        )
+        try:
+            while True:
+                next(tokens)
+        except StopIteration as end:
+            return cast("Result", end.value)
 
     def stream(
         self,
@@ -151,7 +181,7 @@ class Session:
         regions: Sequence[Region] = (),
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
-    ) -> Iterator[Token]:
+    ) -> Generator[Token, None, Result]:
         """Answer a prompt about images, token by token; ``last_result`` has the record after.
 
         Args:
@@ -166,8 +196,7 @@ class Session:
             RequestError: if an image, the prompt or an option cannot be used.
             BackendError: if a graph fails.
         """
-        if not self._is_open:
-            raise RequestError("the session is closed; open another with Session.open")
+        self._require_open()
         watch = Stopwatch()
         pruning = self.pruning if pruning is None else pruning
         sampler = Sampler(Sampling() if sampling is None else sampling)
@@ -179,13 +208,13 @@ class Session:
             layout = self._layout(encoded, prepared, pictures, regions)
             limit = self._max_new_tokens(max_new_tokens, layout)
         # 2. Visual tokens [V, D].
-        with watch.stage("vision"):
+        with self._turn(), watch.stage("vision"):
             features = self._encode_images(prepared)
         # 3. Splice them into the prompt's embeddings; 4. run the segments, pruning in between.
-        with watch.stage("prefill"):
+        with self._turn(), watch.stage("prefill"):
             embeds = self._embeddings[encoded.prompt_ids]  # [S, D]
             embeds[encoded.is_image] = features
-            run = self._begin(layout, pruning)
+            run = self._begin(layout, pruning, watch)
             logits = run.prefill(embeds)
         # 5. Decode: each token passes the same graphs, over each segment's own cache.
         answer = Answer(limit=limit, decoder=self._prompt.stream_decoder())
@@ -197,11 +226,30 @@ class Session:
                 if rest := answer.flush():  # text held back for a character to complete
                     yield Token(token_id=token_id, text=rest)
                 break
-            yield answer.add(token_id)
+            token = answer.add(token_id)
+            with watch.pause():
+                yield token
             if answer.is_full:
                 break
-            logits = run.chain.decode_step(self._embeddings[token_id])
-        self.last_result = self._result(watch, prepared, run, answer)
+            with self._turn():
+                logits = run.chain.decode_step(self._embeddings[token_id])
+        self.last_result = result = self._result(watch, prepared, run, answer)
+        return result
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait until no other request is at the graphs.
+
+        The lock is never held while a consumer has a token: a stream that nobody reads on would
+        block all others.
+        """
+        with self._lock:
+            self._require_open()
+            yield
+
+    def _require_open(self) -> None:
+        if not self._is_open:
+            raise RequestError("the session is closed; open another with Session.open")
 
     def _layout(
         self,
@@ -249,7 +297,7 @@ class Session:
         features = self._backend.download(self._vision.run(inputs)["image_features"])
         return features if prepared.arrange is None else prepared.arrange(features)
 
-    def _begin(self, layout: Layout, pruning: Pruning) -> Run:
+    def _begin(self, layout: Layout, pruning: Pruning, watch: Stopwatch) -> Run:
         schedule = self.bundle.schedule
         if pruning.criterion != "none":
             criterion(pruning.criterion)  # unknown is wrong also where nothing can be pruned
@@ -257,7 +305,9 @@ class Session:
         reason = unpruned_reason(pruning, layout, len(schedule.stages))
         if reason and (layout.is_protected | layout.is_forbidden).any():
             raise RequestError(f"regions have no effect, since {reason}; prune, or leave them out")
-        chain = DecoderChain(self._decoders, self.bundle.manifest, schedule, self._backend)
+        chain = DecoderChain(
+            self._decoders, self.bundle.manifest, schedule, self._backend, watch=watch
+        )
         return Run(chain=chain, layout=layout, pruning=None if reason else pruning, reason=reason)
 
     def _result(
@@ -275,8 +325,13 @@ class Session:
             preprocess_ms=watch.stage_ms["preprocess"],
             vision_ms=watch.stage_ms["vision"],
             prefill_ms=watch.stage_ms["prefill"],
+            segment_ms=tuple(watch.stage_ms[graph.name] for graph in self.bundle.decoders),
+            prune_ms=watch.stage_ms.get("prune", 0.0),
             ttft_ms=watch.ttft_ms,
             tpot_ms=watch.tpot_ms,
+            itl_ms=watch.itl_ms,
+            load_ms=self.load_ms,
+            peak_rss_mib=peak_rss_mib(),
             backend=self._backend.name,
             device=self._backend.device,
             precision=self.bundle.manifest.recipe.precision,

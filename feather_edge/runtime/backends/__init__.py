@@ -23,7 +23,11 @@ __all__ = [
 
 
 def create_backend(
-    name: str, bundle: Bundle | None = None, *, target: str | None = None
+    name: str,
+    bundle: Bundle | None = None,
+    *,
+    target: str | None = None,
+    num_threads: int | None = None,
 ) -> Backend:
     """Return the backend called ``name``.
 
@@ -31,6 +35,7 @@ def create_backend(
         name: one of ``BACKEND_NAMES``; ``auto`` runs the ONNX graphs themselves.
         bundle: whose engines, for a backend that runs engines.
         target: which of its engines; None takes the only ones there are.
+        num_threads: of one graph run on the CPU; None lets the backend choose.
 
     Raises:
         BackendError: if the name is unknown, the backend's package is not installed, or the
@@ -41,6 +46,11 @@ def create_backend(
     if name in ENGINE_BACKENDS:
         if bundle is None:
             raise BackendError(f"backend {name} runs the engines of a bundle; give the bundle")
+        if num_threads is not None:
+            raise BackendError(
+                f"threads {num_threads} are of the CPU, but backend {name} runs on the GPU; leave "
+                f"them out"
+            )
         from feather_edge.runtime.backends.tensorrt import TensorRTBackend
 
         return TensorRTBackend(bundle, target=target, name=name)
@@ -51,4 +61,4 @@ def create_backend(
         )
     from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend()
+    return OnnxRuntimeBackend(num_threads=num_threads)

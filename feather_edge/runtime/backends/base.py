@@ -65,3 +65,7 @@ class Backend(ABC):
     def take_rows(self, tensor: Tensor, rows: NDArray[np.int64]) -> Tensor:
         """Return ``rows`` of a tensor [B, S, ...] as a tensor [B, K, ...]."""
         return self.upload(np.ascontiguousarray(self.download(tensor)[:, rows]))
+
+    def device_bytes(self) -> int | None:
+        """Return the device memory in use for this backend; None where it cannot say."""
+        return None

@@ -464,8 +464,13 @@ def test_record_is_json(bundle: Bundle) -> None:
         "preprocess_ms",
         "vision_ms",
         "prefill_ms",
+        "segment_ms",
+        "prune_ms",
         "ttft_ms",
         "tpot_ms",
+        "itl_ms",
+        "load_ms",
+        "peak_rss_mib",
         "backend",
         "device",
         "precision",
@@ -484,6 +489,9 @@ def test_record_is_json(bundle: Bundle) -> None:
     }
     parts = record["preprocess_ms"] + record["vision_ms"] + record["prefill_ms"]
     assert 0 < parts <= record["ttft_ms"]
+    assert len(record["segment_ms"]) == 3
+    assert 0 < sum(record["segment_ms"]) + record["prune_ms"] <= record["prefill_ms"]
+    assert record["itl_ms"] == [record["tpot_ms"]]
 
 
 def test_fp16_bundle_is_fed_fp16(bundles: BundleFactory) -> None:
