@@ -11,19 +11,22 @@ from feather_edge.cli._options import all_of, only_given
 from feather_edge.cli._parsers import parse_duration, parse_limits
 
 if TYPE_CHECKING:
+    from feather_edge.bench.requests import Requests
     from feather_edge.bundle import Bundle
 
 __all__ = [
     "measure_options",
     "measuring_options",
+    "picture_options",
     "request_options",
+    "requests_of",
     "soak_options",
     "threads_option",
 ]
 
 OF_A_SOAK = ("seed", "backend", "target", "num_threads")
 
-request_options = all_of(
+picture_options = all_of(
     click.option(
         "--image",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -31,6 +34,10 @@ request_options = all_of(
         help="Picture to ask about; one pixel is another in each request. Goes with --prompt.",
     ),
     click.option("--prompt", help="What to ask; goes with --image."),
+)
+
+request_options = all_of(
+    picture_options,
     click.option(
         "--max-new-tokens",
         type=click.IntRange(min=1),
@@ -83,6 +90,21 @@ threads_option = click.option(
 )
 
 
+def requests_of(*, image: Path | None, prompt: str | None, seed: int) -> Requests:
+    """Return what is asked while the clock runs: a picture of one's own, or generated scenes.
+
+    Raises:
+        UsageError: if only one of picture and prompt is given.
+    """
+    from feather_edge.bench import picture_requests, scene_requests
+
+    if (image is None) != (prompt is None):
+        raise click.UsageError("--image and --prompt go together")
+    if image is None or prompt is None:
+        return scene_requests(seed=seed)
+    return picture_requests(image, prompt, seed=seed)
+
+
 def measure_options(
     bundle: Bundle,
     *,
@@ -104,21 +126,13 @@ def measure_options(
     Raises:
         UsageError: if only one of picture and prompt is given.
     """
-    from feather_edge.bench import picture_requests, scene_requests
     from feather_edge.pruning.overrides import override
     from feather_edge.runtime.session import default_pruning
 
-    if (image is None) != (prompt is None):
-        raise click.UsageError("--image and --prompt go together")
     asked = {"criterion": prune, "pre_criterion": pre_prune, "seed": seed, **pruning}
     effective = override(default_pruning(bundle), **only_given(**asked))
-    seed = effective.seed
-    if image is None or prompt is None:
-        requests = scene_requests(seed=seed)
-    else:
-        requests = picture_requests(image, prompt, seed=seed)
     return {
-        "requests": requests,
+        "requests": requests_of(image=image, prompt=prompt, seed=effective.seed),
         "pruning": effective,
         "backend": backend,
         "target": target,

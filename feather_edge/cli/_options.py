@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
+from click.core import ParameterSource
 
 from feather_edge.cli._parsers import parse_names, parse_ratios, parse_region, parse_stages
 from feather_edge.errors import RequestError
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from feather_edge.bundle import Bundle
+    from feather_edge.pruning import Region
+    from feather_edge.runtime.session import Session
 
 __all__ = [
     "BACKENDS",
@@ -25,16 +29,20 @@ __all__ = [
     "backend_option",
     "backend_options",
     "box_format_option",
+    "deadline_option",
     "emit_json",
+    "is_typed",
     "json_option",
     "only_given",
     "pruning_options",
     "region_options",
+    "request_of",
     "require_stages",
     "sampling_options",
     "stages_option",
     "target_option",
     "task_options",
+    "typed_command",
 ]
 
 BACKENDS = BACKEND_NAMES
@@ -154,6 +162,14 @@ region_options = all_of(
     ),
 )
 
+deadline_option = click.option(
+    "--deadline-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MS",
+    help="Keep as much as lets the first token come within this time, by what `tune` has measured "
+    "on this device; in place of the pruning options.",
+)
+
 sampling_options = all_of(
     click.option(
         "--temperature",
@@ -262,6 +278,71 @@ json_option = click.option(
 def only_given(**options: Any) -> dict[str, Any]:
     """Return the options that were given: None stands for "not given"."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def request_of(
+    session: Session,
+    *,
+    stages: tuple[int, ...] | None,
+    prune: str | None,
+    pre_prune: str | None,
+    temperature: float | None,
+    top_p: float | None,
+    seed: int | None,
+    protect: tuple[Region, ...],
+    forbid: tuple[Region, ...],
+    deadline_ms: float | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Lay the options of a request that were given over the bundle's own.
+
+    Raises:
+        RequestError: if some of them cannot go together.
+    """
+    from feather_edge.pruning.overrides import override
+    from feather_edge.runtime.sampling import Sampling
+
+    require_stages(session.bundle, stages)
+    asked = only_given(criterion=prune, pre_criterion=pre_prune, **options)
+    if deadline_ms is not None and asked:
+        name = {"criterion": "prune", "pre_criterion": "pre-prune"}.get(next(iter(asked)))
+        raise RequestError(
+            f"deadline-ms {deadline_ms:g} chooses what to keep, so "
+            f"--{name or next(iter(asked)).replace('_', '-')} cannot go with it; leave one out"
+        )
+    pruning = override(session.pruning, **asked, **only_given(seed=seed))
+    return {
+        "pruning": pruning if deadline_ms is None else None,
+        "deadline_ms": deadline_ms,
+        "regions": (*protect, *forbid),
+        "sampling": Sampling(**only_given(temperature=temperature, top_p=top_p, seed=seed)),
+    }
+
+
+def typed_command(ctx: click.Context) -> str:
+    """Return the command as it was typed, options in the order of its help."""
+    words = []
+    for param in ctx.command.params:
+        value = ctx.params.get(param.name or "")
+        if not is_typed(ctx, param.name or "") or value in {None, False}:
+            continue
+        is_list = isinstance(value, tuple)
+        text = [str(each) for each in value] if is_list else [str(value)]
+        if isinstance(param, click.Argument):
+            words += text
+        elif value is True:
+            words.append(param.opts[-1])
+        else:
+            words += [param.opts[-1], ",".join(text)]
+    return shlex.join(["feather-edge", str(ctx.info_name), *words])
+
+
+def is_typed(ctx: click.Context, name: str) -> bool:
+    """Return whether a parameter was given rather than left at its default."""
+    return ctx.get_parameter_source(name) in {
+        ParameterSource.COMMANDLINE,
+        ParameterSource.ENVIRONMENT,
+    }
 
 
 def require_stages(bundle: Bundle, stages: tuple[int, ...] | None) -> None:

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from feather_edge.cli._options import (
     backend_options,
+    deadline_option,
     emit_json,
     json_option,
-    only_given,
     pruning_options,
     region_options,
-    require_stages,
+    request_of,
     sampling_options,
     stages_option,
 )
-
-if TYPE_CHECKING:
-    from feather_edge.pruning import Region
-    from feather_edge.runtime.session import Session
 
 
 @click.command(
@@ -40,6 +36,7 @@ if TYPE_CHECKING:
 )
 @click.option("--prompt", required=True, help="What to ask.")
 @pruning_options(default="from the bundle")
+@deadline_option
 @region_options
 @stages_option(default="the bundle's", help_text="Fixed by the export; others are refused.")
 @sampling_options
@@ -65,36 +62,12 @@ def command(
 
     pictures = [sys.stdin.buffer.read() if str(path) == "-" else path for path in images]
     with Session.open(bundle, backend=backend, target=target) as session:
-        request = _request(session, **options) | {"max_new_tokens": max_new_tokens}
+        request = request_of(session, **options) | {"max_new_tokens": max_new_tokens}
         if as_json:
             emit_json(session.generate(pictures, prompt, **request).to_dict())
             return
         for token in session.stream(pictures, prompt, **request):
             click.echo(token.text, nl=False)
         click.echo()
-
-
-def _request(
-    session: Session,
-    *,
-    stages: tuple[int, ...] | None,
-    prune: str | None,
-    pre_prune: str | None,
-    temperature: float | None,
-    top_p: float | None,
-    seed: int | None,
-    protect: tuple[Region, ...],
-    forbid: tuple[Region, ...],
-    **options: Any,
-) -> dict[str, Any]:
-    """Lay the options that were given over the bundle's own defaults."""
-    from feather_edge.pruning.overrides import override
-    from feather_edge.runtime.sampling import Sampling
-
-    require_stages(session.bundle, stages)
-    asked = only_given(criterion=prune, pre_criterion=pre_prune, seed=seed, **options)
-    return {
-        "pruning": override(session.pruning, **asked),
-        "regions": (*protect, *forbid),
-        "sampling": Sampling(**only_given(temperature=temperature, top_p=top_p, seed=seed)),
-    }
+        if session.last_result and session.last_result.deadline:
+            click.echo(session.last_result.deadline.reason, err=True)

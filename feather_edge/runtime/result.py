@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from feather_edge.images import Raster
+    from feather_edge.runtime.calibration import DeadlineChoice
 
 FinishReason = Literal["stop", "length"]
 
@@ -68,6 +69,7 @@ class Result:
         stages: one entry per pruning stage of the bundle, after that of the stage before the
             decoder if the request has one.
         reason: why nothing was pruned; None when something was.
+        deadline: which keep ratio a deadline led to, and why; None without one.
         preprocess_ms: images and prompt to arrays.
         vision_ms: vision encoder.
         prefill_ms: all decoder segments over the prompt, pruning included.
@@ -91,6 +93,7 @@ class Result:
     rasters: tuple[Raster, ...]
     stages: tuple[StageResult, ...]
     reason: str | None
+    deadline: DeadlineChoice | None
     preprocess_ms: float
     vision_ms: float
     prefill_ms: float
@@ -110,6 +113,7 @@ class Result:
         record = {
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "stages"
         }
+        record["deadline"] = None if self.deadline is None else self.deadline.to_dict()
         for name in ("token_ids", "segment_ms", "itl_ms"):
             record[name] = list(record[name])
         record["rasters"] = [

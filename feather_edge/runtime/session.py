@@ -25,6 +25,7 @@ from feather_edge.pruning import Layout, Pruning, criterion
 from feather_edge.pruning.pre_criteria import require_pre_criterion
 from feather_edge.pruning.request import unpruned_reason
 from feather_edge.runtime.backends import Backend, create_backend
+from feather_edge.runtime.calibration import Deadlines
 from feather_edge.runtime.decoder import DecoderChain
 from feather_edge.runtime.memory import peak_rss_mib
 from feather_edge.runtime.prompt import PromptFormatter
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from feather_edge.images import PreparedImages
     from feather_edge.images.pixels import ImageSource
     from feather_edge.pruning import Region
+    from feather_edge.runtime.calibration import DeadlineChoice
     from feather_edge.runtime.prompt import EncodedPrompt, Message
 
 DEFAULT_MAX_NEW_TOKENS = 128
@@ -82,6 +84,7 @@ class Session:
         )
         self._vision, self._decoders = vision, decoders
         self._embeddings = _open_embeddings(bundle)
+        self._deadlines = Deadlines(bundle, backend)
         self._lock = threading.Lock()
         self._is_open = True
         self.load_ms = (time.perf_counter() - start_s) * 1e3
@@ -156,6 +159,7 @@ class Session:
         regions: Sequence[Region] = (),
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
+        deadline_ms: float | None = None,
     ) -> Result:
         """Answer a prompt about images; see ``stream`` for the arguments and errors."""
         tokens = self.stream(
@@ -165,6 +169,7 @@ class Session:
             regions=regions,
             sampling=sampling,
             max_new_tokens=max_new_tokens,
+            deadline_ms=deadline_ms,
         )
         try:
             while True:
@@ -181,6 +186,7 @@ class Session:
         regions: Sequence[Region] = (),
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
+        deadline_ms: float | None = None,
     ) -> Generator[Token, None, Result]:
         """Answer a prompt about images, token by token; ``last_result`` has the record after.
 
@@ -191,14 +197,16 @@ class Session:
             regions: boxes in the images whose tokens every stage keeps, or none of them does.
             sampling: how to choose tokens; None is greedy.
             max_new_tokens: None takes the checkpoint's own limit, or 128.
+            deadline_ms: time to the first token, for which ``feather-edge tune`` has measured what
+                to keep on this device; in place of ``pruning``. The result says what it led to.
 
         Raises:
-            RequestError: if an image, the prompt or an option cannot be used.
+            RequestError: if an image, the prompt or an option cannot be used, or there is a
+                deadline and no table of times that holds here.
             BackendError: if a graph fails.
         """
         self._require_open()
         watch = Stopwatch()
-        pruning = self.pruning if pruning is None else pruning
         sampler = Sampler(Sampling() if sampling is None else sampling)
         # 1. The vision encoder's inputs, and prompt ids [S] with an id per visual token.
         with watch.stage("preprocess"):
@@ -207,6 +215,8 @@ class Session:
             encoded = self._prompt.encode(prompt, images=prepared.prompt_pieces)
             layout = self._layout(encoded, prepared, pictures, regions)
             limit = self._max_new_tokens(max_new_tokens, layout)
+            deadline = self._deadlines.choose(deadline_ms, layout, pruning=pruning)
+            asked = deadline.rung.pruning if deadline else pruning or self.pruning
         # 2. Visual tokens [V, D].
         with self._turn(), watch.stage("vision"):
             features = self._encode_images(prepared)
@@ -214,7 +224,7 @@ class Session:
         with self._turn(), watch.stage("prefill"):
             embeds = self._embeddings[encoded.prompt_ids]  # [S, D]
             embeds[encoded.is_image] = features
-            run = self._begin(layout, pruning, watch)
+            run = self._begin(layout, asked, watch)
             logits = run.prefill(embeds)
         # 5. Decode: each token passes the same graphs, over each segment's own cache.
         answer = Answer(limit=limit, decoder=self._prompt.stream_decoder())
@@ -233,7 +243,8 @@ class Session:
                 break
             with self._turn():
                 logits = run.chain.decode_step(self._embeddings[token_id])
-        self.last_result = result = self._result(watch, prepared, run, answer)
+        result = self._result(watch, prepared, run, answer, deadline)
+        self.last_result = result
         return result
 
     @contextmanager
@@ -311,7 +322,12 @@ class Session:
         return Run(chain=chain, layout=layout, pruning=None if reason else pruning, reason=reason)
 
     def _result(
-        self, watch: Stopwatch, prepared: PreparedImages, run: Run, answer: Answer
+        self,
+        watch: Stopwatch,
+        prepared: PreparedImages,
+        run: Run,
+        answer: Answer,
+        deadline: DeadlineChoice | None,
     ) -> Result:
         return Result(
             text=answer.text,
@@ -322,6 +338,7 @@ class Session:
             rasters=prepared.rasters,
             stages=run.stage_results(),
             reason=run.reason_unpruned(),
+            deadline=deadline,
             preprocess_ms=watch.stage_ms["preprocess"],
             vision_ms=watch.stage_ms["vision"],
             prefill_ms=watch.stage_ms["prefill"],

@@ -41,10 +41,12 @@ class Backend(ABC):
     Attributes:
         name: as users write it: ``onnxruntime``, ``fake``.
         device: where tensors lie: ``cpu``, ``cuda``.
+        num_threads: of one graph run, where it was asked for; None is the backend's own choice.
     """
 
     name: str
     device: str
+    num_threads: int | None = None
 
     @abstractmethod
     def open(self, file: Path, spec: GraphSpec) -> Graph:
