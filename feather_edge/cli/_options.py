@@ -320,11 +320,11 @@ def request_of(
 
 
 def typed_command(ctx: click.Context) -> str:
-    """Return the command as it was typed, options in the order of its help."""
+    """Return the command as it was typed but for ``--json``, options in the order of its help."""
     words = []
     for param in ctx.command.params:
         value = ctx.params.get(param.name or "")
-        if not is_typed(ctx, param.name or "") or value in {None, False}:
+        if param.name == "as_json" or not is_typed(ctx, param.name or "") or value is False:
             continue
         is_list = isinstance(value, tuple)
         text = [str(each) for each in value] if is_list else [str(value)]

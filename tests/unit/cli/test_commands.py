@@ -159,6 +159,7 @@ class FakeSession:
         self.bundle = SimpleNamespace(path=Path("b"), schedule=SimpleNamespace(stages=(4, 6)))
         self.pruning = Pruning(keep_ratio=(0.5, 0.25), stride=2, seed=4)
         self.asked: dict[str, Any] = {}
+        self.last_result: Any = None
         self.opened: tuple[Path, str, str | None] | None = None
         self.closed = False
 
@@ -199,6 +200,7 @@ def test_run_streams_the_answer(runner: CliRunner, session: FakeSession) -> None
         "images": [Path("a.png")],
         "prompt": "what is it?",
         "pruning": session.pruning,
+        "deadline_ms": None,
         "regions": (),
         "sampling": Sampling(),
         "max_new_tokens": None,
@@ -244,6 +246,29 @@ def test_an_option_without_effect_is_refused(
     result = runner.invoke(main, [*ASK, *line.split()])
     assert result.exit_code == 1
     assert result.stderr.startswith(f"Error: {text}")
+
+
+def test_run_names_a_deadline_and_says_what_it_led_to(
+    runner: CliRunner, session: FakeSession
+) -> None:
+    session.last_result = SimpleNamespace(deadline=SimpleNamespace(reason="it fits"))
+    result = runner.invoke(main, [*ASK, "--deadline-ms", "120", "--forbid", "0,0,9,9"])
+    assert (result.stdout, result.stderr) == ("red cup\n", "it fits\n")
+    assert (session.asked["pruning"], session.asked["deadline_ms"]) == (None, 120)
+    assert len(session.asked["regions"]) == 1
+
+
+@pytest.mark.parametrize("option", ["--keep-ratio", "--prune", "--pre-prune"])
+def test_a_deadline_leaves_nothing_to_choose(
+    runner: CliRunner, session: FakeSession, option: str
+) -> None:
+    value = {"--keep-ratio": "0.5", "--prune": "fastv", "--pre-prune": "dart"}[option]
+    result = runner.invoke(main, [*ASK, "--deadline-ms", "120", option, value])
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: deadline-ms 120 chooses what to keep, so {option} cannot go with it; leave one "
+        f"out\n"
+    )
 
 
 def test_run_reads_regions(runner: CliRunner, session: FakeSession) -> None:
