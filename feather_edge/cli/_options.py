@@ -326,8 +326,7 @@ def typed_command(ctx: click.Context) -> str:
         value = ctx.params.get(param.name or "")
         if param.name == "as_json" or not is_typed(ctx, param.name or "") or value is False:
             continue
-        is_list = isinstance(value, tuple)
-        text = [str(each) for each in value] if is_list else [str(value)]
+        text = [str(each) for each in value] if isinstance(value, tuple) else [str(value)]
         if isinstance(param, click.Argument):
             words += text
         elif value is True:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from feather_edge import strict_json
 from feather_edge.errors import RequestError
 from feather_edge.pruning.request import Pruning
 from feather_edge.runtime.fingerprint import Fingerprint, fingerprint
@@ -28,6 +29,7 @@ __all__ = [
 ]  # fmt: skip
 
 FORMAT_VERSION = 1
+MAX_BYTES = 2**20
 
 
 class Rung(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -188,8 +190,9 @@ def read_calibration(folder: Path, here: Fingerprint) -> Calibration:
             f"{backend}; measure with: {command}"
         )
     try:
-        found = msgspec.json.decode(file.read_bytes(), type=Calibration)
-    except (msgspec.MsgspecError, RequestError) as error:
+        document = strict_json.read(file, max_bytes=MAX_BYTES)
+        found = msgspec.convert(document, Calibration)
+    except (strict_json.StrictJSONError, msgspec.MsgspecError, RequestError) as error:
         raise RequestError(
             f"{file} is no calibration: {error}; measure with: {command}"
         ) from error

@@ -13,7 +13,6 @@ import msgspec
 
 from feather_edge import __version__
 from feather_edge.engine_record import engine_folder, engine_targets
-from feather_edge.manifest import MANIFEST_FILE
 from feather_edge.runtime.backend_names import ENGINE_BACKENDS
 
 if TYPE_CHECKING:
@@ -33,13 +32,14 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What must be the same for a measured time to hold.
 
     Attributes:
-        bundle: SHA-256 of the manifest, which has the recipe and the hash of every file.
+        bundle: the manifest's own SHA-256; it has the recipe and the hash of every file.
         engines: SHA-256 of the records of the bundle's engines; None where graphs run.
         feather_edge: version.
         backend: name.
         device: where tensors lie.
         library: distribution and version of what runs the graphs; None where none is installed.
         machine: board or processor.
+        power_mode: of a Jetson, as ``nvpmodel`` has it; None elsewhere.
         num_cores: that the process may use.
         num_threads: asked for; None is the backend's own choice.
     """
@@ -51,6 +51,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     device: str
     library: str | None
     machine: str
+    power_mode: str | None
     num_cores: int
     num_threads: int | None
 
@@ -72,13 +73,14 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 def fingerprint(bundle: Bundle, backend: Backend) -> Fingerprint:
     """Return what times measured here and now depend on."""
     return Fingerprint(
-        bundle=hashlib.sha256((bundle.path / MANIFEST_FILE).read_bytes()).hexdigest(),
+        bundle=bundle.manifest.sha256,
         engines=_engines(bundle) if backend.name in ENGINE_BACKENDS else None,
         feather_edge=__version__,
         backend=backend.name,
         device=backend.device,
         library=_library(backend.name),
         machine=machine_name(),
+        power_mode=_text(Path("/var/lib/nvpmodel/status")),
         num_cores=len(os.sched_getaffinity(0)),
         num_threads=backend.num_threads,
     )
@@ -86,18 +88,21 @@ def fingerprint(bundle: Bundle, backend: Backend) -> Fingerprint:
 
 def machine_name(root: Path = Path("/")) -> str:
     """Return the board's own name, or the processor's."""
-    for file in ("proc/device-tree/model", "proc/cpuinfo"):
-        try:
-            text = (root / file).read_text(encoding="utf-8", errors="replace").strip("\0\n ")
-        except OSError:
-            continue
-        if file == "proc/device-tree/model":
-            return text
-        for line in text.splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
+    board = _text(root / "proc/device-tree/model")
+    if board is not None:
+        return board
+    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
     return platform.machine()
+
+
+def _text(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    except OSError:
+        return None
 
 
 def _engines(bundle: Bundle) -> str:

@@ -161,6 +161,7 @@ def test_a_stale_table_is_refused(bundle: Bundle, field: str, value: object, tex
         (b"{", "is no calibration"),
         (b"[]", "is no calibration"),
         (b'{"format_version": 1}', "is no calibration: Object missing required field"),
+        (b'{"rungs": [], "rungs": []}', "key 'rungs' stands twice in one object"),
     ],
 )
 def test_a_damaged_table(bundle: Bundle, data: bytes, text: str) -> None:
