@@ -151,14 +151,14 @@ def parse_methods(
     param: click.Parameter,
     value: str | None,
 ) -> tuple[str, ...] | None:
-    """Parse ``feather,pre-dart``, or ``all``: criteria, those before the decoder after ``pre-``.
+    """Parse ``feather,pre-dart``, ``all`` or ``recipe``; ``pre-`` are those before the decoder.
 
     Raises:
         click.BadParameter: naming what is wrong and what is allowed.
     """
     before = (f"pre-{name}" for name in _but_none(get_args(PreCriterionName)))
-    known = (*_but_none(get_args(CriterionName)), *before)
-    return _split_names(value, known, all_of_them=known)
+    every = (*_but_none(get_args(CriterionName)), *before)
+    return _split_names(value, (*every, "recipe"), all_of_them=every)
 
 
 def _but_none(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ from feather_edge.cli._tables import print_table
     metavar="all|NAME[,NAME...]",
     default="all",
     help="Criteria inside the decoder (as of `run --prune`), and those before it after pre-, such "
-    "as pre-divprune. Unpruned is always compared.",
+    "as pre-divprune; recipe: what the bundle's own does. Unpruned is always compared.",
 )
 @click.option(
     "--keep-ratio", "keep_ratios", callback=parse_ratios, metavar="R[,R...]",

@@ -27,6 +27,9 @@ METHODS = (
 )
 """Criteria inside the decoder, then those before it, after ``pre-``."""
 
+RECIPE = "recipe"
+"""What the bundle's own recipe does, whatever it combines; one row, at its own keep ratio."""
+
 UNPRUNED = ("none", 1.0)
 NUM_TEXT_TOKENS = 32
 """Of a short question in a chat template, where costs are made equal."""
@@ -37,7 +40,7 @@ class Comparison:
     """What is compared with the unpruned model.
 
     Attributes:
-        methods: some of ``METHODS``.
+        methods: some of ``METHODS``, or ``recipe`` for what the bundle's own recipe does.
         keep_ratios: FEATHER's parameter, one after another.
         budget: ``equal``: at a ratio, every method inside the decoder keeps as many tokens at
             every stage as FEATHER does, and one before it as many as make the prefill cost the
@@ -52,10 +55,10 @@ class Comparison:
 
     def __post_init__(self) -> None:
         for method in self.methods:
-            if method not in METHODS:
+            if method not in {*METHODS, RECIPE}:
                 raise RequestError(
-                    f"method {method!r} is unknown; choose all or some of {', '.join(METHODS)} "
-                    f"(unpruned is always there)"
+                    f"method {method!r} is unknown; choose all or some of {', '.join(METHODS)}, "
+                    f"or recipe (unpruned is always there)"
                 )
         if self.budget not in get_args(Budget):
             raise RequestError(f"budget {self.budget!r} is unknown; choose equal or own")
@@ -66,20 +69,24 @@ class Comparison:
     def prunings(self, bundle: Bundle) -> dict[tuple[str, float], Pruning]:
         """Return the request of each method and ratio, the unpruned one first.
 
-        A row prunes in one place, inside the decoder or before it, whatever the bundle's recipe
-        combines.
+        A row prunes in one place, inside the decoder or before it; only ``recipe`` may combine.
 
         Raises:
             RequestError: if the bundle has no stages, and a method or the budget needs them.
         """
         self._require_stages(bundle)
-        base = dataclasses.replace(default_pruning(bundle), criterion="none", pre_criterion="none")
+        own = default_pruning(bundle)
         if self.seed is not None:
-            base = dataclasses.replace(base, seed=self.seed)
-        return {UNPRUNED: base} | {
+            own = dataclasses.replace(own, seed=self.seed)
+        base = dataclasses.replace(own, criterion="none", pre_criterion="none")
+        found = {UNPRUNED: base}
+        if RECIPE in self.methods:
+            found[(RECIPE, own.keep_ratio[0])] = own
+        return found | {
             (method, ratio): self._pruning(bundle, base, method, ratio)
             for ratio in self.keep_ratios
             for method in self.methods
+            if method != RECIPE
         }
 
     def _pruning(self, bundle: Bundle, base: Pruning, method: str, ratio: float) -> Pruning:
@@ -92,7 +99,7 @@ class Comparison:
         return dataclasses.replace(request, pre_keep_ratio=ratio)
 
     def _require_stages(self, bundle: Bundle) -> None:
-        if bundle.schedule.stages:
+        if bundle.schedule.stages or self.methods == (RECIPE,):
             return
         if self.budget == "equal" or not all(name.startswith(PRE) for name in self.methods):
             raise RequestError(

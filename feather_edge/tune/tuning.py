@@ -10,6 +10,7 @@ import msgspec
 
 from feather_edge.bundle import Bundle
 from feather_edge.errors import RequestError
+from feather_edge.evaluate.comparison import RECIPE
 from feather_edge.runtime.calibration import Calibration, write_calibration
 from feather_edge.runtime.session import Session
 from feather_edge.tune.ladder import KEEP_RATIOS, ladder, measure_ladder, own_method
@@ -144,6 +145,8 @@ def _require_sense(
         raise RequestError("nothing to tune for; give --budget-ttft-ms, --min-accuracy, or both")
     if budget_ttft_ms is not None and not budget_ttft_ms > 0:
         raise RequestError(f"budget {budget_ttft_ms:g} ms is no time; it must be more than 0")
+    if RECIPE in methods:
+        raise RequestError("method recipe is one request, no ladder; choose the method it uses")
     if requirement is None and (len(bundles) > 1 or len(methods) > 1):
         raise RequestError(
             f"{len(bundles)} bundles and {len(methods)} methods can only be told apart by their "

@@ -89,6 +89,16 @@ def test_methods_before_the_decoder_cost_the_same(bundles: BundleFactory, ratio:
     assert costs["feather"] < costs["none"]
 
 
+def test_the_recipe_itself_is_one_row(bundles: BundleFactory) -> None:
+    recipe = ExportRecipe(stages=(1, 2), keep_ratio=(0.5, 0.25), pre_prune="dart")
+    bundle = bundles(num_layers=4, recipe=recipe).bundle
+    prunings = Comparison(methods=("recipe", "fastv"), keep_ratios=(0.3, 0.1)).prunings(bundle)
+    assert list(prunings) == [("none", 1.0), ("recipe", 0.5), ("fastv", 0.3), ("fastv", 0.1)]
+    assert prunings[("recipe", 0.5)] == default_pruning(bundle)
+    unsplit = bundles(num_layers=4, recipe=ExportRecipe(stages=(), prune="none")).bundle
+    assert len(Comparison(methods=("recipe",)).prunings(unsplit)) == 2
+
+
 def test_own_budgets_take_the_ratio_as_it_is(bundles: BundleFactory) -> None:
     bundle = bundles(num_layers=4).bundle
     prunings = Comparison(methods=("fastv",), budget="own", seed=7).prunings(bundle)

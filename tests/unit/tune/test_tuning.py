@@ -210,6 +210,7 @@ def test_a_model_that_is_always_wrong_has_nothing_to_keep(
     [
         ({}, "nothing to tune for; give --budget-ttft-ms, --min-accuracy, or both"),
         ({"budget_ttft_ms": 0}, "budget 0 ms is no time"),
+        ({"budget_ttft_ms": 5, "methods": ["recipe"]}, "method recipe is one request, no ladder"),
         ({"budget_ttft_ms": 5, "methods": ["feather", "fastv"]}, "1 bundles and 2 methods can"),
     ],
 )
