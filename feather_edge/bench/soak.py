@@ -113,7 +113,8 @@ class SoakReport(msgspec.Struct, frozen=True, kw_only=True):
             if growth_mib is not None and growth_mib > self.max_growth_mib:
                 raise BenchmarkError(
                     f"{where} memory grew by {growth_mib:.1f} MiB in {self.duration_s:.0f} s, "
-                    f"more than {self.max_growth_mib:.1f}: something is leaked"
+                    f"more than {self.max_growth_mib:.1f}: something is leaked, or allocators "
+                    f"have not settled, which takes minutes"
                 )
         for what, (before, after) in {
             "threads": self.num_threads,
