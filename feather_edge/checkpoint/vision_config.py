@@ -48,19 +48,36 @@ _LLAVA_VISION_DEFAULTS: dict[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VisionConfig:
-    """The vision encoder of a VLM; image_size and patch_size are sides of squares in pixels."""
+class TowerShape:
+    """What a VLM must know of any tower; image_size and patch_size are sides in pixels."""
 
-    model_type: VisionModelType
+    model_type: str
     hidden_size: int
-    intermediate_size: int
     num_layers: int
-    num_attention_heads: int
+    num_channels: int
     image_size: int
     patch_size: int
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image."""
+        return int(self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionConfig(TowerShape):
+    """A CLIP or SigLIP tower."""
+
+    intermediate_size: int
+    num_attention_heads: int
     layer_norm_eps: float
     hidden_act: str
-    num_channels: int
+
+
+def is_known_tower(raw: dict[str, Any]) -> bool:
+    """Return whether ``vision_config`` reads the tower that a VLM's config.json names."""
+    part = config_part(raw, "vision_config")
+    return part.get("model_type", "clip_vision_model") in get_args(VisionModelType)
 
 
 def vision_config(raw: dict[str, Any]) -> VisionConfig:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CHATML_TEMPLATE", "VICUNA_TEMPLATE", "tiny_llava", "tiny_tokenizer"]
 
-Vision = Literal["clip", "siglip"]
+Vision = Literal["clip", "siglip", "dinov2", "vit"]
 Text = Literal["llama", "mistral", "qwen2", "qwen3"]
 
 IMAGE_TOKEN = "<image>"  # noqa: S105 - a token of the tokenizer, no secret
@@ -130,7 +130,7 @@ def tiny_llava(
 
     Args:
         folder: Where the checkpoint is written; created if absent.
-        vision: Vision encoder: CLIP (class token dropped) or SigLIP (no class token).
+        vision: Vision encoder: SigLIP has no class token, of the others it is dropped.
         text: Decoder family; the Qwens come with a ChatML template, the others with a Vicuna one.
         num_layers: Decoder layers.
         image_size: Side of the square image, pixels.
@@ -152,7 +152,7 @@ def tiny_llava(
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         image_seq_length=(image_size // patch_size) ** 2,
         **{
-            "vision_feature_select_strategy": "default" if vision == "clip" else "full",
+            "vision_feature_select_strategy": "full" if vision == "siglip" else "default",
             "tie_word_embeddings": text_overrides.get("tie_word_embeddings", False),
             **(llava_overrides or {}),
         },
@@ -183,6 +183,10 @@ def _vision_config(
     }
     if vision == "clip":
         return transformers.CLIPVisionConfig(**{"projection_dim": 32, **fields})
+    if vision == "dinov2":
+        return transformers.Dinov2Config(**fields)
+    if vision == "vit":
+        return transformers.ViTConfig(**fields)
     return transformers.SiglipVisionConfig(**fields)
 
 
@@ -236,18 +240,18 @@ def _save_processor(
     text: Text,
 ) -> None:
     side = config.vision_config.image_size
-    if vision == "clip":
+    if vision == "siglip":
+        image_processor = SiglipImageProcessorPil(size={"height": side, "width": side})
+    else:
         image_processor = CLIPImageProcessorPil(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
         )
-    else:
-        image_processor = SiglipImageProcessorPil(size={"height": side, "width": side})
     processor = transformers.LlavaProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
         patch_size=config.vision_config.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=1 if vision == "clip" else 0,
+        num_additional_image_tokens=0 if vision == "siglip" else 1,
         chat_template=CHATML_TEMPLATE if text.startswith("qwen") else VICUNA_TEMPLATE,
     )
     processor.save_pretrained(folder)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from feather_edge.checkpoint.reader import Checkpoint
     from feather_edge.checkpoint.text_config import TextConfig
-    from feather_edge.checkpoint.vision_config import VisionConfig
     from feather_edge.export.builder import GraphBuilder
     from feather_edge.export.weights import Weights
     from feather_edge.graphs import DType, GraphSpec
@@ -58,7 +57,6 @@ class FamilyModel:
 
     Attributes:
         text: the decoder.
-        vision: the vision tower.
         weights: the tensors under canonical names: ``text.``, ``vision.``, ``projector.``, and
             ``lm_head.weight``.
         image: what the runtime must know of images: placeholder, grid, preprocessing.
@@ -67,7 +65,6 @@ class FamilyModel:
     """
 
     text: TextConfig
-    vision: VisionConfig
     weights: Weights
     image: ImageSpec
     write_vision_encoder: Callable[[GraphBuilder], ir.Model]
