@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["MachineRates"]
 
 MIN_RUNS = 5
-MIN_TIME_S = 0.1
+MIN_TIME_S = 0.3
 MAX_COPY_BYTES = 2**28
 IR_VERSION = 11
 
