@@ -156,3 +156,20 @@ def test_threads_share_a_session_on_a_device(bundle: Bundle, tmp_path: Path) -> 
     with Session.open(bundle, backend="tensorrt") as session, ThreadPoolExecutor(3) as threads:
         found = list(threads.map(lambda image: ask(session, image), pictures))
     assert found == expected
+
+
+@pytest.mark.usefixtures("trt")
+def test_a_soak_of_engines_leaves_nothing_on_the_device(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures and ratios beyond the fake engines' limits come up, and are refused."""
+    monkeypatch.setattr("feather_edge.bench.soak.MAX_GROWTH_MIB", 1e3)
+    bundle = bundle_with_engines(bundle, tmp_path / "bundle", opset=18)
+
+    result = invoke(bundle.path, "--soak", "2s", "--backend", "tensorrt", "--json")
+
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["num_requests"]["answered"] > 0
+    assert report["different"] == []
+    assert report["footprints"][-1]["device_mib"] > 0
