@@ -6,6 +6,7 @@ config.json and guesses nothing. The format is strict: unknown keys are errors.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 import msgspec
@@ -61,6 +62,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         image: how pictures become visual tokens.
         graphs: contract of each graph, vision encoder first, then the segments.
         files: every other file of the bundle, by its path.
+        sha256: of everything else in this struct; see ``manifest_sha256``.
     """
 
     format_version: int
@@ -76,3 +78,10 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     image: ImageSpec
     graphs: tuple[GraphSpec, ...]
     files: dict[str, FileRecord]
+    sha256: str
+
+
+def manifest_sha256(manifest: BundleManifest) -> str:
+    """Return what ``BundleManifest.sha256`` must be: it tells damage and edits, not attackers."""
+    rest = msgspec.structs.replace(manifest, sha256="")
+    return hashlib.sha256(msgspec.json.encode(rest)).hexdigest()

@@ -134,6 +134,7 @@ def _manifest(
         image=model.image,
         graphs=tuple(specs),
         files={},
+        sha256="",
     )
 
 

@@ -6,6 +6,7 @@ same template, the same special tokens, one image placeholder per visual token.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from feather_edge.runtime.chat_template import ChatTemplate, Message
 from feather_edge.runtime.detokenizer import Detokenizer, StreamDecoder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 __all__ = ["PROMPT_FILES", "EncodedPrompt", "Message", "PromptFormatter", "StreamDecoder"]
@@ -94,27 +95,29 @@ class PromptFormatter:
         Raises:
             CheckpointError: a file is missing or damaged, or has no token of that id.
         """
-        config = _read_optional(folder / TOKENIZER_CONFIG_FILE)
-        if "added_tokens_decoder" not in config:
-            config = {**config, **_read_optional(folder / SPECIAL_TOKENS_FILE)}
-        special_tokens = _special_tokens(config)
-        tokenizer = _open_tokenizer(folder / TOKENIZER_FILE, config, special_tokens)
-        if tokenizer.id_to_token(image_token_id) is None:
-            raise CheckpointError(
-                f"{folder / TOKENIZER_FILE} has no token {image_token_id}, which the model takes "
-                "for its image placeholder; tokenizer and config.json are of different models"
+        with _sensible_settings(folder):
+            config = _read_optional(folder / TOKENIZER_CONFIG_FILE)
+            if "added_tokens_decoder" not in config:
+                config = {**config, **_read_optional(folder / SPECIAL_TOKENS_FILE)}
+            special_tokens = _special_tokens(config)
+            tokenizer = _open_tokenizer(folder / TOKENIZER_FILE, config, special_tokens)
+            if tokenizer.id_to_token(image_token_id) is None:
+                raise CheckpointError(
+                    f"{folder / TOKENIZER_FILE} has no token {image_token_id}, which the model "
+                    "takes for its image placeholder; tokenizer and config.json are of different "
+                    "models"
+                )
+            # The clean-up is for word-level tokenizers; transformers ignores the setting for BPE.
+            is_bpe = type(tokenizer.model).__name__ == "BPE"
+            has_clean_up = bool(config.get("clean_up_tokenization_spaces")) and not is_bpe
+            return cls(
+                tokenizer=tokenizer,
+                special_tokens=special_tokens,
+                template=_chat_template(folder, config),
+                detokenizer=Detokenizer(tokenizer, has_clean_up=has_clean_up),
+                image_token_id=image_token_id,
+                eos_token_ids=_eos_token_ids(folder, tokenizer, special_tokens),
             )
-        # The clean-up is for word-level tokenizers; transformers ignores the setting for BPE.
-        is_bpe = type(tokenizer.model).__name__ == "BPE"
-        has_clean_up = bool(config.get("clean_up_tokenization_spaces")) and not is_bpe
-        return cls(
-            tokenizer=tokenizer,
-            special_tokens=special_tokens,
-            template=_chat_template(folder, config),
-            detokenizer=Detokenizer(tokenizer, has_clean_up=has_clean_up),
-            image_token_id=image_token_id,
-            eos_token_ids=_eos_token_ids(folder, tokenizer, special_tokens),
-        )
 
     def encode(
         self, prompt: str | Sequence[Message], *, images: Sequence[Sequence[str | int]]
@@ -213,6 +216,18 @@ def _checked_entry(entry: object) -> dict[str, Any]:
     return {"type": "image"} if entry["type"] in _IMAGE_TYPES else entry
 
 
+@contextmanager
+def _sensible_settings(folder: Path) -> Iterator[None]:
+    """Turn what a setting of a wrong kind runs into, wherever that is, into one error."""
+    try:
+        yield
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"tokenizer settings of {folder} make no sense ({type(error).__name__}: {error}); "
+            f"copy {TOKENIZER_CONFIG_FILE} and its neighbours again"
+        ) from error
+
+
 def _read_optional(path: Path) -> dict[str, Any]:
     return read_json_object(path) if path.is_file() else {}
 
@@ -296,7 +311,12 @@ def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> ChatTempla
 
 
 def _read_template_file(path: Path) -> dict[str, Any]:
-    return {"chat_template": path.read_text(encoding="utf-8")} if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return {"chat_template": path.read_text(encoding="utf-8")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; copy it again") from error
 
 
 def _eos_token_ids(

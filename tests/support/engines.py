@@ -63,6 +63,7 @@ def manifest_of(
         image=RasterImages(token_id=4, grid=grid, preprocess=preprocess),
         graphs=(vision, *decoders),
         files={},
+        sha256="",
     )
 
 
