@@ -58,7 +58,9 @@ def benchmark(
         BackendError: if the backend is missing or fails.
     """
     with (
-        Session.open(bundle, backend=backend, target=target, num_threads=num_threads) as session,
+        Session.open(
+            bundle.path, backend=backend, target=target, num_threads=num_threads
+        ) as session,
         open_meters(session.backend.device) as meters,
     ):
         environment = describe_environment(

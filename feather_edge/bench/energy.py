@@ -28,7 +28,15 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["BoardMeter", "Meter", "Meters", "NvmlMeter", "RaplMeter", "open_meters"]
+__all__ = [
+    "BoardMeter",
+    "Meter",
+    "Meters",
+    "NvmlMeter",
+    "RaplMeter",
+    "load_library",
+    "open_meters",
+]
 
 HWMON = "sys/class/hwmon"
 POWERCAP = "sys/class/powercap"

@@ -16,6 +16,7 @@ import numpy as np
 from feather_edge import __version__
 from feather_edge.engine_record import engine_folder, engine_targets
 from feather_edge.manifest import MANIFEST_FILE
+from feather_edge.platform_facts import PlatformFacts, read_platform
 from feather_edge.recipes import ExportRecipe
 from feather_edge.runtime.backend_names import ENGINE_BACKENDS
 
@@ -39,8 +40,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
         num_cores: that this process may use.
         num_threads: asked for; None is the backend's own choice.
         cpu_governor: of the first core; None where the system does not say.
-        power_mode: of a Jetson, as ``nvpmodel`` has it.
-        memory_mib: of the machine.
+        facts: what the machine says of JetPack, CUDA, TensorRT, power mode, clocks and memory.
         load_average: of the last minute before the measurement; near zero on a quiet machine.
         energy_sensors: what energy is summed over; empty without a sensor.
         runtimes: installed versions of what can run graphs.
@@ -58,8 +58,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     num_cores: int
     num_threads: int | None
     cpu_governor: str | None
-    power_mode: str | None
-    memory_mib: float
+    facts: PlatformFacts
     load_average: float
     energy_sensors: tuple[str, ...]
     runtimes: dict[str, str]
@@ -94,12 +93,13 @@ def describe_environment(
         energy_sensors: names of the meters.
         root: of the file system, another one in tests.
     """
+    facts = read_platform(root)
     recipe = bundle.manifest.recipe
     if target is None and backend.name in ENGINE_BACKENDS:
         (target,) = engine_targets(bundle.path)  # the backend has refused several
     return Environment(
         measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        machine=_machine(root),
+        machine=facts.board or _processor(root),
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         numpy=np.__version__,
@@ -107,8 +107,7 @@ def describe_environment(
         num_cores=len(os.sched_getaffinity(0)),
         num_threads=num_threads,
         cpu_governor=_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        power_mode=_text(root / "var/lib/nvpmodel/status"),
-        memory_mib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20,
+        facts=facts,
         load_average=os.getloadavg()[0],
         energy_sensors=tuple(energy_sensors),
         runtimes={name: version for name in RUNTIMES if (version := _version(name))},
@@ -130,11 +129,7 @@ def _records_sha256(bundle: Bundle, target: str) -> str:
     return _sha256(b"".join(file.read_bytes() for file in records))
 
 
-def _machine(root: Path) -> str:
-    """Return the board's own name, or the processor's."""
-    board = _text(root / "proc/device-tree/model")
-    if board is not None:
-        return board
+def _processor(root: Path) -> str:
     for line in (_text(root / "proc/cpuinfo") or "").splitlines():
         name, _, value = line.partition(":")
         if name.strip() == "model name":

@@ -34,20 +34,20 @@ class GraphFloor(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         graph: its name.
-        num_rows: rows that enter it.
+        num_rows: rows that enter it, of a vision encoder those of its largest product.
         flops: of its matrix products; the last segment's without the one row of logits. None
             where the graph's shapes depend on values.
         weight_bytes: read once per run.
-        matmul: (M, K, N) of the product whose rate was measured.
+        matmul: (M, K, N) of the product whose rate was measured; None where there is none.
         gflops_per_s: that rate.
         roof_ms: no run is faster; None where nothing could be measured.
     """
 
     graph: str
-    num_rows: int
+    num_rows: int | None
     flops: int | None
     weight_bytes: int
-    matmul: tuple[int, int, int]
+    matmul: tuple[int, int, int] | None
     gflops_per_s: float | None
     roof_ms: float | None
 
@@ -173,14 +173,18 @@ class _Floors:
         }
         cost = graph_cost(self._bundle.path / spec.file, sizes)
         if cost is None:
-            return self._graph(spec.name, 0, None, (0, 0, 0))
-        return self._graph(spec.name, cost.matmul[0], cost.flops, cost.matmul)
+            return self._graph(spec.name, None, None, None)
+        return self._graph(spec.name, cost.matmul and cost.matmul[0], cost.flops, cost.matmul)
 
     def _graph(
-        self, name: str, num_rows: int, flops: int | None, matmul: tuple[int, int, int]
+        self,
+        name: str,
+        num_rows: int | None,
+        flops: int | None,
+        matmul: tuple[int, int, int] | None,
     ) -> GraphFloor:
         dtype = self._bundle.decoders[0].inputs[0].dtype
-        rate = None if flops is None else self._rates.matmul(*matmul, dtype)
+        rate = None if matmul is None else self._rates.matmul(*matmul, dtype)
         reading_ms = self._reading_ms(self._weights[name])
         computing_ms = None if flops is None or rate is None else flops / rate * 1e3
         known = [ms for ms in (computing_ms, reading_ms) if ms is not None]

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GraphCost", "graph_cost", "weight_bytes"]
 
+MATRIX_PRODUCTS = ("MatMul", "Gemm", "MatMulInteger", "QLinearMatMul")
+
 Shape = tuple[int, ...]
 
 
@@ -21,11 +23,11 @@ class GraphCost(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         flops: of all of them, two per multiply-accumulate.
-        matmul: (M, K, N) of the most expensive product with a weight.
+        matmul: (M, K, N) of the most expensive product with one matrix; None without any.
     """
 
     flops: int
-    matmul: tuple[int, int, int]
+    matmul: tuple[int, int, int] | None
 
 
 def graph_cost(file: Path, sizes: Mapping[str, int]) -> GraphCost | None:
@@ -57,8 +59,11 @@ def graph_cost(file: Path, sizes: Mapping[str, int]) -> GraphCost | None:
         products = list(_products(inferred, shapes))
     except KeyError:
         return None
-    largest = max((size for _, size in products), key=math.prod, default=(0, 0, 0))
-    return GraphCost(flops=sum(flops for flops, _ in products), matmul=largest)
+    sizes_known = [size for _, size in products if size is not None]
+    return GraphCost(
+        flops=sum(flops for flops, _ in products),
+        matmul=max(sizes_known, key=math.prod, default=None),
+    )
 
 
 def weight_bytes(file: Path) -> int:
@@ -71,19 +76,19 @@ def weight_bytes(file: Path) -> int:
 
 def _products(
     graph: Any, shapes: Mapping[str, Shape]
-) -> Iterator[tuple[int, tuple[int, int, int]]]:
-    """Yield (operations, (M, K, N)) of each product; attention has no single size."""
+) -> Iterator[tuple[int, tuple[int, int, int] | None]]:
+    """Yield (operations, (M, K, N)) of each product; many small ones at once have no such size."""
     for node in graph.node:
-        if node.op_type in ("MatMul", "Gemm"):
+        if node.op_type in MATRIX_PRODUCTS:
             left, out = shapes[node.input[0]], shapes[node.output[0]]
             size = (math.prod(out[:-1]), left[-1], out[-1])
-            yield 2 * math.prod(size), size
+            right = node.input[3 if node.op_type == "QLinearMatMul" else 1]
+            yield 2 * math.prod(size), size if len(shapes[right]) == 2 else None
         elif node.op_type == "Conv":
             kernel, out = shapes[node.input[1]], shapes[node.output[0]]
             size = (math.prod(out) // out[1], math.prod(kernel[1:]), out[1])
             yield 2 * math.prod(size), size
         elif node.op_type == "Attention":
             query, key, out = (shapes[name] for name in (*node.input[:2], node.output[0]))
-            # Width and rows stand in other places in [B, H, S, Dh] than in [B, S, H * Dh].
-            num_keys = key[-2]
-            yield 2 * num_keys * (math.prod(query) + math.prod(out)), (0, 0, 0)
+            # Width and heads stand elsewhere in [B, H, S, Dh] than in [B, S, H * Dh]; rows do not.
+            yield 2 * key[-2] * (math.prod(query) + math.prod(out)), None

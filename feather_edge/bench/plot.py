@@ -58,9 +58,9 @@ def write_plot(report: Report, output: Path) -> None:
             axes.barh(place, ms, left=left, height=0.6, color=_colour(stage), edgecolor="white",
                       linewidth=0.5, label=stage if place == 0 else None)  # fmt: skip
             if ms >= MIN_LABEL_SHARE * longest:
-                axes.text(left + ms / 2, place, f"{ms:.3g}", ha="center", va="center", fontsize=8)
+                axes.text(left + ms / 2, place, _shown(ms), ha="center", va="center", fontsize=8)
             left += ms
-        axes.text(left, place, f"  {left:.3g} ms", va="center", fontweight="bold")
+        axes.text(left, place, f"  {_shown(left)} ms", va="center", fontweight="bold")
         floor = floors[name]
         if floor is not None and floor.ttft_roof_ms is not None:
             roof_ms = [floor.ttft_roof_ms] * 2
@@ -96,3 +96,7 @@ def _colour(stage: str) -> str:
     if stage in COLOURS:
         return COLOURS[stage]
     return SEGMENT_COLOURS[int(stage.rpartition("_")[2]) % len(SEGMENT_COLOURS)]
+
+
+def _shown(ms: float) -> str:
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"

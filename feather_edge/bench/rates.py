@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from feather_edge.errors import BackendError
 from feather_edge.graphs import NEWEST_OPSET, TENSORRT_VERSIONS, GraphForm, GraphSpec, TensorSpec
 from feather_edge.runtime.backend_names import ENGINE_BACKENDS
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["MachineRates"]
 
 MIN_RUNS = 5
-MIN_TIME_S = 0.1
+MIN_TIME_S = 0.3
 MAX_COPY_BYTES = 2**28
 IR_VERSION = 11
 
@@ -43,7 +44,10 @@ class MachineRates:
         self.copy = cache(self._copy)
 
     def _matmul(self, rows: int, inner: int, columns: int, dtype: DType) -> float | None:
-        """Return operations per second of [rows, inner] by a weight [inner, columns]."""
+        """Return operations per second of [rows, inner] by a weight [inner, columns].
+
+        None where the backend has no such product of this type.
+        """
         if not self._has_rates:
             return None
         spec = _matmul_spec(rows, inner, columns, dtype)
@@ -55,7 +59,10 @@ class MachineRates:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / spec.file
             file.write_bytes(_matmul_model(spec, right))
-            graph = self._backend.open(file, spec)
+            try:
+                graph = self._backend.open(file, spec)
+            except BackendError:
+                return None
         inputs = {"left": self._backend.upload(left)}
         return 2 * rows * inner * columns / _fastest_s(lambda: graph.run(inputs))
 

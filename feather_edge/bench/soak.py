@@ -20,7 +20,8 @@ import numpy as np
 
 from feather_edge.bench.cases import ENDINGS, Ending, random_case
 from feather_edge.bench.growth import Footprint, fitted_growth
-from feather_edge.errors import BenchmarkError, RequestError
+from feather_edge.errors import BackendError, BenchmarkError, RequestError
+from feather_edge.runtime.backend_names import ENGINE_BACKENDS
 from feather_edge.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ class SoakReport(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             BenchmarkError: naming the first thing that is wrong.
         """
+        if not self.num_compared:
+            raise BenchmarkError(f"no request was answered in {self.duration_s:.0f} s")
         if self.different:
             raise BenchmarkError(
                 f"{len(self.different)} of {self.num_compared} answers differ from a fresh "
@@ -113,7 +116,8 @@ class SoakReport(msgspec.Struct, frozen=True, kw_only=True):
             if growth_mib is not None and growth_mib > self.max_growth_mib:
                 raise BenchmarkError(
                     f"{where} memory grew by {growth_mib:.1f} MiB in {self.duration_s:.0f} s, "
-                    f"more than {self.max_growth_mib:.1f}: something is leaked"
+                    f"more than {self.max_growth_mib:.1f}: something is leaked, or allocators "
+                    f"have not settled, which takes minutes"
                 )
         for what, (before, after) in {
             "threads": self.num_threads,
@@ -200,6 +204,9 @@ class _Asker:
         self.counts: Counter[Ending] = Counter()
         self.answers: dict[int, Answer] = {}
         self._session = session
+        # Engines have limits that random requests may exceed.
+        on_engines = session.backend.name in ENGINE_BACKENDS
+        self._refusals = (RequestError, BackendError) if on_engines else (RequestError,)
         self._rng = np.random.default_rng(seed)
         self._number = 0
 
@@ -223,7 +230,7 @@ class _Asker:
                     next(stream, None)
                 return _Begun(number=number, ending=case.ending, stream=stream)
             answer = _answer_of(self._session.generate(**case.request))
-        except RequestError:
+        except self._refusals:
             return _Begun(number=number, ending="refused")
         if case.ending == "refused":
             raise BenchmarkError(f"case {number} of seed {self.seed} is wrong, yet was answered")

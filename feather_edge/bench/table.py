@@ -119,7 +119,7 @@ def verdict(report: Report) -> str:
 def _floor_row(graph: GraphFloor, note: str = "") -> Row:
     flops = None if graph.flops is None else graph.flops / 1e9
     return (
-        f"{graph.graph}{note}", graph.num_rows, _cell(flops),
+        f"{graph.graph}{note}", _cell(graph.num_rows), _cell(flops),
         graph.weight_bytes / MIB, _cell(graph.gflops_per_s), _cell(graph.roof_ms),
     )  # fmt: skip
 

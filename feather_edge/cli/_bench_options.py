@@ -148,7 +148,9 @@ def soak_options(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: if an option is given that a soak chooses at random, or has no use for.
     """
-    others = [name for name, value in options.items() if value and name not in OF_A_SOAK]
+    others = [
+        name for name in options if options[name] not in (None, {}) and name not in OF_A_SOAK
+    ]
     if others:
         flag = {"limits": "fail-above"}.get(others[0], others[0].replace("_", "-"))
         raise click.UsageError(f"--{flag} has no effect on --soak; leave it out")

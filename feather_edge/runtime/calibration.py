@@ -14,6 +14,7 @@ import msgspec
 
 from feather_edge import strict_json
 from feather_edge.errors import RequestError
+from feather_edge.locking import exclusive
 from feather_edge.pruning.request import Pruning
 from feather_edge.runtime.fingerprint import Fingerprint, fingerprint
 
@@ -208,11 +209,16 @@ def read_calibration(folder: Path, here: Fingerprint) -> Calibration:
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> Path:
-    """Write a calibration into a bundle, in place of one for the same backend and device."""
+    """Write a calibration into a bundle, in place of one for the same backend and device.
+
+    Raises:
+        BundleError: if another process writes the bundle.
+    """
     file = folder / calibration.fingerprint.file
-    file.parent.mkdir(exist_ok=True)
     text = msgspec.json.format(msgspec.json.encode(calibration), indent=2)
     partial = file.with_suffix(".partial")
-    partial.write_bytes(text + b"\n")
-    partial.replace(file)
+    with exclusive(folder):
+        file.parent.mkdir(exist_ok=True)
+        partial.write_bytes(text + b"\n")
+        partial.replace(file)
     return file

@@ -171,7 +171,7 @@ def test_a_jetson_says_its_name_and_power_mode(bundle: Bundle, tmp_path: Path) -
     )  # fmt: skip
 
     assert here.machine == "NVIDIA Jetson Orin Nano Developer Kit"
-    assert (here.power_mode, here.cpu_governor) == ("pmode:0002", "schedutil")
+    assert (here.facts.power_mode, here.cpu_governor) == ("mode 2", "schedutil")
 
 
 @pytest.mark.parametrize("has_name", [True, False])
@@ -185,7 +185,7 @@ def test_a_desktop_says_its_processor(bundle: Bundle, tmp_path: Path, has_name: 
 
     assert (here.machine == "AMD EPYC") == has_name
     assert here.machine
-    assert here.power_mode is here.cpu_governor is None
+    assert here.facts.power_mode is here.cpu_governor is None
     assert here.num_threads == 2
 
 

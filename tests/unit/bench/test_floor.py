@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from feather_edge.bench import Summary, rates
 from feather_edge.bench.floor import static_floor
 from feather_edge.bench.graph_cost import graph_cost, weight_bytes
 from feather_edge.bench.rates import MachineRates
+from feather_edge.errors import BackendError
 from feather_edge.evaluate.cost import prefill_flops, segment_flops
 from feather_edge.inspection import describe
 from feather_edge.recipes import ExportRecipe
@@ -96,6 +98,34 @@ def test_operations_of_a_vision_encoder_by_hand(bundles: BundleFactory) -> None:
     assert graph_cost(file, {"num_images": 2}).flops == 4 * macs
 
 
+@pytest.mark.parametrize(
+    ("operator", "right", "size"),
+    [
+        ("MatMul", (16, 5), (2 * 3 * 4, 16, 5)),
+        ("MatMulInteger", (16, 5), (2 * 3 * 4, 16, 5)),
+        ("MatMul", (2, 3, 16, 5), None),
+    ],
+)
+def test_products_of_matrices(
+    tmp_path: Path, operator: str, right: tuple[int, ...], size: tuple[int, int, int] | None
+) -> None:
+    kind = TensorProto.INT8 if operator == "MatMulInteger" else TensorProto.FLOAT
+    out = TensorProto.INT32 if operator == "MatMulInteger" else TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["a", "b"], ["c"])], "one",
+        [helper.make_tensor_value_info("a", kind, ["batch", 3, 4, 16]),
+         helper.make_tensor_value_info("b", kind, right)],
+        [helper.make_tensor_value_info("c", out, ["batch", 3, 4, 5])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    (tmp_path / "one.onnx").write_bytes(model.SerializeToString())
+
+    cost = graph_cost(tmp_path / "one.onnx", {"batch": 2})
+
+    assert cost.flops == 2 * 2 * 3 * 4 * 16 * 5
+    assert cost.matmul == size
+
+
 def test_shapes_that_nobody_knows(bundle: Bundle) -> None:
     assert graph_cost(bundle.path / bundle.decoders[0].file, {}) is None
 
@@ -176,6 +206,14 @@ def test_a_size_is_measured_once(tmp_path: Path) -> None:
         machine.matmul(rows, 4, 4, "float32")
 
     assert backend.num_opened == 2
+
+
+def test_a_type_that_a_backend_does_not_multiply() -> None:
+    class Picky(FakeBackend):
+        def open(self, file: Path, spec: object) -> object:
+            raise BackendError("no MatMul of float16")
+
+    assert MachineRates(Picky(token_ids=[1])).matmul(8, 4, 4, "float16") is None
 
 
 def test_engines_have_no_rates() -> None:

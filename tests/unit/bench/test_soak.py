@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from feather_edge.bundle import Bundle
 
-DURATION_S = 1.0
+DURATION_S = 1.5
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +37,12 @@ def bundle(bundles: BundleFactory) -> Bundle:
 
 
 @pytest.fixture(autouse=True)
-def _small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick_soaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small pictures, and a clock that goes on at every look: as many rounds on any machine."""
     monkeypatch.setattr("feather_edge.bench.cases.MAX_SIDE_PX", 64)
+    looks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: next(looks) * 0.1)
+    monkeypatch.setattr(module, "time", clock)
 
 
 # -- cases ------------------------------------------------------------------------------------
@@ -93,7 +98,8 @@ def test_a_sound_session(bundle: Bundle) -> None:
     assert report.different == ()
     assert report.num_threads[1] <= report.num_threads[0]
     assert report.num_files[1] <= report.num_files[0]
-    assert seen[-1] == (1, 1)
+    assert seen[-1] == (2, 2)
+    assert seen == sorted(seen)
     assert set(json.loads(msgspec.json.encode(report))) == set(SoakReport.__struct_fields__)
 
 
@@ -137,7 +143,7 @@ def test_threads_that_stay_are_found(bundle: Bundle, monkeypatch: pytest.MonkeyP
 
 def test_memory_that_stays_is_found(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[np.ndarray] = []
-    leaking(monkeypatch, lambda: held.append(np.ones(2**21, np.uint8)))
+    leaking(monkeypatch, lambda: held.append(np.ones(2**23, np.uint8)))
 
     report = soak(bundle, DURATION_S, num_threads=1)
 
@@ -183,6 +189,17 @@ def test_device_memory_that_stays_is_found() -> None:
 
     assert "on the device +9.0 MiB (at most 8.0)" in report.summary
     with pytest.raises(BenchmarkError, match="device memory grew by 9.0 MiB in 60 s, more than"):
+        report.check()
+
+
+def test_a_soak_without_answers_proves_nothing() -> None:
+    report = SoakReport(
+        duration_s=60.0, seed=0, num_requests=dict.fromkeys(ENDINGS, 0), num_compared=0,
+        different=(), growth_mib=0.0, device_growth_mib=None, max_growth_mib=8.0,
+        footprints=(footprint(1), footprint(60)),
+    )  # fmt: skip
+
+    with pytest.raises(BenchmarkError, match="no request was answered in 60 s"):
         report.check()
 
 
