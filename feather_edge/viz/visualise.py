@@ -187,11 +187,14 @@ class _Pen:
             self.view, stage.kept_indices, grid=self.grid, boxes=boxes, size=self.size,
             is_lost_visible=True,
         )  # fmt: skip
+        way, greyish = "kept", "was lost"
+        if stage.is_merged:
+            way, greyish = "merged into", "was averaged into its neighbour"
+        share = f"{stage.num_kept} of {result.num_visual_tokens} ({stage.keep_ratio:.0%})"
         return Panel(
             picture=picture,
-            title=f"{'merged into' if stage.is_merged else 'kept'} {stage.num_kept} of "
-            f"{result.num_visual_tokens} ({stage.keep_ratio:.0%})",
-            subtitle=f"before layer {stage.before_layer}; what is greyish was lost",
+            title=f"{way} {share}",
+            subtitle=f"before layer {stage.before_layer}; what is greyish {greyish}",
         )
 
     def _scores(self, stage: StageResult) -> Panel:
