@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from feather_edge.bundle import Bundle
-    from feather_edge.pruning import Region
-    from feather_edge.runtime.session import Session
 
 __all__ = [
     "BACKENDS",
@@ -29,14 +27,15 @@ __all__ = [
     "backend_option",
     "backend_options",
     "box_format_option",
+    "cuda_graphs_option",
     "deadline_option",
     "emit_json",
+    "engine_run_options",
     "is_typed",
     "json_option",
     "only_given",
     "pruning_options",
     "region_options",
-    "request_of",
     "require_stages",
     "sampling_options",
     "stages_option",
@@ -270,6 +269,17 @@ backend_options = all_of(
     target_option,
 )
 
+cuda_graphs_option = click.option(
+    "--no-cuda-graphs",
+    "cuda_graphs",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Launch every kernel of a decode step of TensorRT anew, for comparison.",
+)
+
+engine_run_options = all_of(target_option, cuda_graphs_option)
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document instead of text."
 )
@@ -278,45 +288,6 @@ json_option = click.option(
 def only_given(**options: Any) -> dict[str, Any]:
     """Return the options that were given: None stands for "not given"."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-def request_of(
-    session: Session,
-    *,
-    stages: tuple[int, ...] | None,
-    prune: str | None,
-    pre_prune: str | None,
-    temperature: float | None,
-    top_p: float | None,
-    seed: int | None,
-    protect: tuple[Region, ...],
-    forbid: tuple[Region, ...],
-    deadline_ms: float | None = None,
-    **options: Any,
-) -> dict[str, Any]:
-    """Lay the options of a request that were given over the bundle's own.
-
-    Raises:
-        RequestError: if some of them cannot go together.
-    """
-    from feather_edge.pruning.overrides import override
-    from feather_edge.runtime.sampling import Sampling
-
-    require_stages(session.bundle, stages)
-    asked = only_given(criterion=prune, pre_criterion=pre_prune, **options)
-    if deadline_ms is not None and asked:
-        name = {"criterion": "prune", "pre_criterion": "pre-prune"}.get(next(iter(asked)))
-        raise RequestError(
-            f"deadline-ms {deadline_ms:g} chooses what to keep, so "
-            f"--{name or next(iter(asked)).replace('_', '-')} cannot go with it; leave one out"
-        )
-    pruning = override(session.pruning, **asked, **only_given(seed=seed))
-    return {
-        "pruning": pruning if deadline_ms is None else None,
-        "deadline_ms": deadline_ms,
-        "regions": (*protect, *forbid),
-        "sampling": Sampling(**only_given(temperature=temperature, top_p=top_p, seed=seed)),
-    }
 
 
 def typed_command(ctx: click.Context) -> str:

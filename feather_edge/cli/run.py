@@ -10,15 +10,16 @@ import click
 
 from feather_edge.cli._options import (
     backend_options,
+    cuda_graphs_option,
     deadline_option,
     emit_json,
     json_option,
     pruning_options,
     region_options,
-    request_of,
     sampling_options,
     stages_option,
 )
+from feather_edge.cli._requests import request_options
 
 
 @click.command(
@@ -41,6 +42,7 @@ from feather_edge.cli._options import (
 @stages_option(default="the bundle's", help_text="Fixed by the export; others are refused.")
 @sampling_options
 @backend_options
+@cuda_graphs_option
 @json_option
 def command(
     *,
@@ -50,6 +52,7 @@ def command(
     max_new_tokens: int | None,
     backend: str,
     target: str | None,
+    cuda_graphs: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -61,8 +64,8 @@ def command(
     from feather_edge.runtime.session import Session
 
     pictures = [sys.stdin.buffer.read() if str(path) == "-" else path for path in images]
-    with Session.open(bundle, backend=backend, target=target) as session:
-        request = request_of(session, **options) | {"max_new_tokens": max_new_tokens}
+    with Session.open(bundle, backend=backend, target=target, cuda_graphs=cuda_graphs) as session:
+        request = request_options(session, **options) | {"max_new_tokens": max_new_tokens}
         if as_json:
             emit_json(session.generate(pictures, prompt, **request).to_dict())
             return
@@ -71,3 +74,5 @@ def command(
         click.echo()
         if session.last_result and session.last_result.deadline:
             click.echo(session.last_result.deadline.reason, err=True)
+        for note in session.notes:
+            click.echo(f"note: {note}", err=True)

@@ -83,6 +83,7 @@ class Result:
         peak_rss_mib: most host memory of the process until now.
         backend: what ran the graphs, and where.
         precision: of the graphs.
+        notes: how the backend ran, where that is not as one might expect.
     """
 
     text: str
@@ -107,6 +108,7 @@ class Result:
     backend: str
     device: str
     precision: str
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values, ready for JSON."""
@@ -114,7 +116,7 @@ class Result:
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "stages"
         }
         record["deadline"] = None if self.deadline is None else self.deadline.to_dict()
-        for name in ("token_ids", "segment_ms", "itl_ms"):
+        for name in ("token_ids", "segment_ms", "itl_ms", "notes"):
             record[name] = list(record[name])
         record["rasters"] = [
             {

@@ -171,7 +171,11 @@ class FakeSession:
     def __exit__(self, *_: object) -> None:
         self.closed = True
 
-    def open(self, bundle: Path, *, backend: str, target: str | None) -> FakeSession:
+    notes = ()
+
+    def open(
+        self, bundle: Path, *, backend: str, target: str | None, cuda_graphs: bool
+    ) -> FakeSession:
         self.opened = (bundle, backend, target)
         return self
 
@@ -404,7 +408,7 @@ def test_recipes_shows_one_with_every_key(runner: CliRunner) -> None:
         "stride = 3",
         'selection = "fill"',
         'precision = "fp32"',
-        'opset = "both"',
+        'opset = "all"',
         "seed = 0",
         'pre_prune = "none"',
         "pre_keep_ratio = 0.5",
