@@ -59,7 +59,7 @@ def test_wrong_usage(folder: Path, line: str, text: str) -> None:
     ("line", "text"),
     [
         ("--plot bench.txt", "plot bench.txt must be a file named .png, .svg, .pdf"),
-        ("--pre-keep-ratio 0.5", "pre-keep-ratio 0.5 has no effect, since nothing prunes"),
+        ("--pre-keep-ratio 0.5", "pre-keep-ratio 0.5 has no effect: nothing prunes"),
         ("--target agx-orin-64gb", "target agx-orin-64gb names engines, but backend auto runs"),
         ("--keep-ratio 0.5,0.4,0.3", "3 values, but this bundle has 2 pruning stage"),
     ],

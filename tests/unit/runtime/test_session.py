@@ -462,6 +462,7 @@ def test_record_is_json(bundle: Bundle) -> None:
         "rasters",
         "stages",
         "reason",
+        "deadline",
         "preprocess_ms",
         "vision_ms",
         "prefill_ms",
