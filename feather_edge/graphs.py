@@ -10,13 +10,33 @@ Hkv key/value heads, Dh head width, V vocabulary, N images.
 ``image_features`` [tokens, D]     float  visual tokens of all images in a row, projected
 =================  ==============  =====  ====================================================
 
+``vision_encoder`` of families that keep a picture's resolution, one picture a call; M patches of a
+visual token, W windows, Q visual tokens of a window, Dv the encoder's head width.
+
+========================== ===================== ===== =======================================
+``pixel_values``           [tokens, M, C T P P]  float patches; the frame is repeated T times
+``rotary_cos``             [tokens, M, Dv/2]     float of a patch's place; ``rotary_sin``
+``window_index`` *         [W, Q]                i64   the visual token in each slot of a window
+``window_mask`` *          [W, 1, Q M, Q M]      bool  False for slots that hold no token
+``window_slots`` *         [tokens]              i64   the slot of each, through all windows
+``position_index`` *       [tokens, M, 4]        i64   learned positions around a patch
+``position_weights`` *     [tokens, M, 4]        float of each of the four
+``image_features``         [tokens, D]           float visual tokens, row by row
+``deepstack_features.N`` * [tokens, D]           float of an earlier layer; plane N of DeepStack
+========================== ===================== ===== =======================================
+
+\\* where the encoder has such.
+
 ``decoder_i``, one per segment
 
 =========================== ================ ===== ===============================================
 ``inputs_embeds`` (i = 0)    [B, S, D]        float what enters the first segment
 ``hidden_states`` (i > 0)    [B, S, D]        float what the segment before gave
+``deepstack_embeds.N`` (i=0) [B, S, D]        float added after layer N; 0 but for visual tokens
 ``cos``, ``sin``             [B, S, Dh/2]     float rotary tables of the original positions
 ``attention_mask``           [B, 1, S, T]     bool  True where a row may look: causal and padding
+``local_cos``, ``local_sin`` [B, S, Dh/2]     float tables of local layers, if they differ +
+``local_attention_mask``     [B, 1, S, T]     bool  of local layers: within the window, too +
 ``past_key_values.N.key``    [B, Hkv, P, Dh]  float N counts layers of the whole model; ``.value``
 ``prune_priority`` *         [B, S]           f32   added to the score; text ``ALWAYS``
 ``score_cos``, ``score_sin``*[B, S, Dh/2]     f32   rotary tables of the score; identity: RoPE-free
@@ -31,6 +51,9 @@ Hkv key/value heads, Dh head width, V vocabulary, N images.
 =========================== ================ ===== ===============================================
 
 \\* all segments but the last. The score's query is row S - 1, so batches are padded on the left.
+
+\\+ segments that hold local layers, as Gemma has them. A segment that holds no others has no
+``attention_mask``, nor ``cos`` and ``sin`` where nothing reads them.
 
 The form of opset 24 keeps its caches in place: C is their capacity, P of their slots are filled,
 and attention sees the first T of them, P + S <= T <= C. Decode steps that look at equally many
@@ -67,6 +90,9 @@ TENSORRT_VERSIONS = {24: ">=10.15", 23: ">=10.15", 18: ">=10.3"}
 WRITE_INDICES = "write_indices"
 CACHE_CAPACITY = "cache_capacity"
 """The input, and the name of the dimension, that only caches in place have."""
+
+DEEPSTACK_FEATURES = "deepstack_features.{}"
+DEEPSTACK_EMBEDS = "deepstack_embeds.{}"
 
 EMBED_TOKENS_FILE = "onnx/embed_tokens.safetensors"
 EMBED_TOKENS_TENSOR = "embed_tokens.weight"
@@ -147,7 +173,12 @@ class GraphSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class DecoderShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The sizes of a text decoder that its graphs and its host-side code share."""
+    """The sizes of a text decoder that its graphs and its host-side code share.
+
+    Attributes:
+        local_layers: see a window of positions only, so they have masks of their own.
+        has_local_rotary: and rotary tables of their own.
+    """
 
     num_layers: int
     hidden_size: int
@@ -156,6 +187,8 @@ class DecoderShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     num_key_value_heads: int
     head_dim: int
     vocab_size: int
+    local_layers: tuple[int, ...] = ()
+    has_local_rotary: bool = False
 
 
 def vision_encoder_spec(
@@ -175,6 +208,58 @@ def vision_encoder_spec(
     return _graph_spec(VISION_ENCODER, dict.fromkeys(opsets, (inputs, outputs)))
 
 
+def patch_encoder_spec(
+    *,
+    patches_per_token: int,
+    patch_width: int,
+    head_dim: int,
+    tokens_per_window: int,
+    has_positions: bool,
+    num_planes: int,
+    hidden_size: int,
+    dtype: DType,
+    opsets: tuple[int, ...],
+) -> GraphSpec:
+    """Return the contract of a vision encoder that takes the patches of one picture.
+
+    Args:
+        patches_per_token: that are merged into a visual token.
+        patch_width: numbers of a patch.
+        head_dim: of the vision encoder's attention.
+        tokens_per_window: visual tokens of a window of its attention; 0 for no windows.
+        has_positions: learned positions are added to the patches.
+        num_planes: of DeepStack.
+        hidden_size: of the decoder.
+        dtype: of the floats.
+        opsets: of the forms.
+    """
+    patches = ("visual_tokens", patches_per_token)
+    inputs = [
+        TensorSpec(name="pixel_values", dtype=dtype, shape=(*patches, patch_width)),
+        TensorSpec(name="rotary_cos", dtype=dtype, shape=(*patches, head_dim // 2)),
+        TensorSpec(name="rotary_sin", dtype=dtype, shape=(*patches, head_dim // 2)),
+    ]
+    if tokens_per_window:
+        per_window = tokens_per_window * patches_per_token
+        mask = ("num_windows", 1, per_window, per_window)
+        inputs += [
+            TensorSpec(
+                name="window_index", dtype="int64", shape=("num_windows", tokens_per_window)
+            ),
+            TensorSpec(name="window_mask", dtype="bool", shape=mask),
+            TensorSpec(name="window_slots", dtype="int64", shape=("visual_tokens",)),
+        ]
+    if has_positions:
+        inputs += [
+            TensorSpec(name="position_index", dtype="int64", shape=(*patches, 4)),
+            TensorSpec(name="position_weights", dtype=dtype, shape=(*patches, 4)),
+        ]
+    names = ["image_features", *map(DEEPSTACK_FEATURES.format, range(num_planes))]
+    tokens = ("visual_tokens", hidden_size)
+    outputs = tuple(TensorSpec(name=name, dtype=dtype, shape=tokens) for name in names)
+    return _graph_spec(VISION_ENCODER, dict.fromkeys(opsets, (tuple(inputs), outputs)))
+
+
 def decoder_spec(
     index: int,
     layers: range,
@@ -183,8 +268,15 @@ def decoder_spec(
     is_last: bool,
     dtype: DType,
     opsets: tuple[int, ...],
+    num_planes: int = 0,
 ) -> GraphSpec:
-    """Return the contract of segment ``index``, which holds decoder layers ``layers``."""
+    """Return the contract of segment ``index``, which holds decoder layers ``layers``.
+
+    The first segment takes the ``num_planes`` planes of DeepStack.
+    """
+    names = map(DEEPSTACK_EMBEDS.format, range(num_planes if index == 0 else 0))
+    tokens = ("batch", "sequence", shape.hidden_size)
+    planes = [TensorSpec(name=name, dtype=dtype, shape=tokens) for name in names]
     contracts = {}
     for opset in opsets:
         in_place = opset == IN_PLACE_OPSET
@@ -195,10 +287,33 @@ def decoder_spec(
         )
         if in_place:
             past.append(TensorSpec(name=WRITE_INDICES, dtype="int64", shape=("batch",)))
-        inputs, outputs = _row_specs(index, shape, is_last=is_last, dtype=dtype)
+        inputs, outputs = _row_specs(index, layers, shape, is_last=is_last, dtype=dtype)
         prune_inputs = () if is_last else _prune_inputs(shape)
-        contracts[opset] = ((*inputs, *past, *prune_inputs), (*present, *outputs))
+        contracts[opset] = ((*inputs, *past, *planes, *prune_inputs), (*present, *outputs))
     return _graph_spec(DECODER.format(index), contracts)
+
+
+def _attention_specs(
+    layers: range, shape: DecoderShape, dtype: DType, *, is_last: bool
+) -> list[TensorSpec]:
+    """Return rotary tables and masks of the kinds of layers that a segment holds."""
+    num_local = sum(layer in shape.local_layers for layer in layers)
+    has_global = num_local < len(layers)
+    tables, masks = [], []
+    # All segments but the last gather the decoder's own tables.
+    if has_global or not shape.has_local_rotary or not is_last:
+        tables += ["cos", "sin"]
+    if has_global:
+        masks.append("attention_mask")
+    if num_local:
+        tables += ["local_cos", "local_sin"] if shape.has_local_rotary else []
+        masks.append("local_attention_mask")
+    table = ("batch", "sequence", shape.head_dim // 2)
+    mask = ("batch", 1, "sequence", "total_sequence")
+    return [
+        *(TensorSpec(name=name, dtype=dtype, shape=table) for name in tables),
+        *(TensorSpec(name=name, dtype="bool", shape=mask) for name in masks),
+    ]
 
 
 def cache_names(prefix: str, layers: range) -> list[str]:
@@ -207,18 +322,15 @@ def cache_names(prefix: str, layers: range) -> list[str]:
 
 
 def _row_specs(
-    index: int, shape: DecoderShape, *, is_last: bool, dtype: DType
+    index: int, layers: range, shape: DecoderShape, *, is_last: bool, dtype: DType
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Return the inputs and outputs of a segment that follow its rows: no caches, no pruning."""
     rows, kept = ("batch", "sequence"), ("batch", "kept")
     width, half = shape.hidden_size, shape.head_dim // 2
-    mask = ("batch", 1, "sequence", "total_sequence")
     entry = "inputs_embeds" if index == 0 else "hidden_states"
     inputs = (
         TensorSpec(name=entry, dtype=dtype, shape=(*rows, width)),
-        TensorSpec(name="cos", dtype=dtype, shape=(*rows, half)),
-        TensorSpec(name="sin", dtype=dtype, shape=(*rows, half)),
-        TensorSpec(name="attention_mask", dtype="bool", shape=mask),
+        *_attention_specs(layers, shape, dtype, is_last=is_last),
     )
     if is_last:
         logits = ("batch", 1, shape.vocab_size)

@@ -27,6 +27,10 @@ class Rotary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         theta: base of the frequencies.
         scaling: ``linear`` divides every frequency by ``factor``; ``llama3`` does so smoothly
             for long wavelengths only.
+        sections: of M-RoPE, where a visual token has a time, a row and a column instead of one
+            position: how many of the Dh/2 frequencies turn by each. None for one position.
+        is_interleaved: the sections take turns, time first, until rows and columns have theirs;
+            otherwise they follow each other.
     """
 
     head_dim: int
@@ -36,6 +40,38 @@ class Rotary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     low_freq_factor: float = 1.0
     high_freq_factor: float = 1.0
     original_max_positions: int = 0
+    sections: tuple[int, int, int] | None = None
+    is_interleaved: bool = False
+
+
+PromptAttention = Literal["causal", "prefix", "images"]
+"""Which rows of a prompt see which; see ``feather_edge.runtime.masks``."""
+
+
+class PromptForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a chat template does not say of a prompt.
+
+    Attributes:
+        image_mark: what the template writes for a picture; None for the image placeholder.
+        without_template: how a text becomes a prompt in a model without a template. ``lines``: a
+            line for each picture, then the text. ``prefix``: all pictures, the start token, the
+            text, a newline, and no other special token.
+    """
+
+    image_mark: str | None = None
+    without_template: Literal["lines", "prefix"] = "lines"
+
+
+class LocalAttention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The decoder's local layers, which ``DecoderShape`` lists.
+
+    Attributes:
+        window: positions that a row sees, its own and those before it.
+        rotary: their rotary embedding; None for the decoder's.
+    """
+
+    window: int
+    rotary: Rotary | None = None
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,6 +92,10 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         recipe: the effective recipe, stages filled in.
         decoder: sizes of the decoder.
         rotary: its rotary embedding.
+        local_attention: of its local layers, if it has any.
+        prompt_attention: which rows of a prompt see which.
+        embedding_scale: what embeddings of text are multiplied by.
+        prompt: what the chat template does not say.
         max_positions: longest sequence the model was made for.
         eos_token_ids: any of these ends an answer.
         max_new_tokens: the checkpoint's own limit on an answer, if it names one.
@@ -79,6 +119,10 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     graphs: tuple[GraphSpec, ...]
     files: dict[str, FileRecord]
     sha256: str
+    local_attention: LocalAttention | None = None
+    prompt_attention: PromptAttention = "causal"
+    embedding_scale: float = 1.0
+    prompt: PromptForm = PromptForm()
 
 
 def manifest_sha256(manifest: BundleManifest) -> str:

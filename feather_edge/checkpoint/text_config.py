@@ -10,9 +10,23 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from feather_edge.checkpoint.fields import ConfigFields, check_model_type, config_part
+from feather_edge.checkpoint.gemma_config import (
+    GEMMA_DEFAULTS,
+    LocalAttention,
+    gemma_activation,
+    gemma_facts,
+    gemma_rope,
+)
 from feather_edge.errors import CheckpointError, UnsupportedModelError
 
-TextModelType = Literal["llama", "mistral", "qwen2", "qwen3"]
+PlainTextModelType = Literal["llama", "mistral", "qwen2", "qwen3"]
+"""Text models of their own, which many families have."""
+TextModelType = (
+    PlainTextModelType
+    | Literal[
+        "gemma", "gemma2", "gemma3_text", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"
+    ]
+)
 RopeType = Literal["linear", "llama3"]
 
 _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -71,6 +85,32 @@ _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
         "sliding_window": 4096,
         "max_window_layers": 28,
     },
+    **GEMMA_DEFAULTS,
+}
+
+_QWEN2_VL_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 152064,
+    "hidden_size": 8192,
+    "intermediate_size": 29568,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-5,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 80,
+    "rope_theta": 1e6,
+    "mrope_section": (16, 24, 24),
+}
+_TEXT_DEFAULTS["qwen2_vl_text"] = _TEXT_DEFAULTS["qwen2_5_vl_text"] = _QWEN2_VL_DEFAULTS
+_TEXT_DEFAULTS["qwen3_vl_text"] = {
+    **_TEXT_DEFAULTS["qwen3"],
+    "max_position_embeddings": 128000,
+    "sliding_window": None,
+    "rope_theta": 5e5,
+    "mrope_section": (24, 20, 20),
 }
 
 _DEFAULT_ROPE_THETA = 10_000.0
@@ -98,6 +138,19 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mrope:
+    """Rotary embedding by time, row and column.
+
+    Attributes:
+        sections: pairs of a head that turn by each; they sum to half of its width.
+        is_interleaved: the sections take turns instead of following each other.
+    """
+
+    sections: tuple[int, int, int]
+    is_interleaved: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TextConfig:
     """The decoder of a VLM.
 
@@ -110,6 +163,14 @@ class TextConfig:
         max_positions: positions a prompt and its answer may use: max_position_embeddings, or the
             sliding window if it is smaller, because within it a sliding window has no effect.
         rope_scaling: None for plain rotary embeddings.
+        has_unit_offset: norm weights are stored as what is added to 1.
+        has_post_norms: attention and MLP are normalised before they are added, too.
+        attention_scale: of the product of query and key; None for 1 / sqrt(head_dim).
+        attention_softcap: c, where c tanh(x / c) bounds the scaled products; None for no bound.
+        logits_softcap: likewise for the logits.
+        embedding_scale: what embeddings of text are multiplied by; visual tokens are not.
+        local: layers that see a window only; None where all see everything.
+        mrope: None where a row has one position.
     """
 
     model_type: TextModelType
@@ -124,27 +185,48 @@ class TextConfig:
     hidden_act: str
     rope_theta: float
     rope_scaling: RopeScaling | None
+    mrope: Mrope | None
     attention_bias: bool
     output_bias: bool
     mlp_bias: bool
     has_qk_norm: bool
     tie_word_embeddings: bool
     max_positions: int
+    has_unit_offset: bool = False
+    has_post_norms: bool = False
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logits_softcap: float | None = None
+    embedding_scale: float = 1.0
+    local: LocalAttention | None = None
+
+    @property
+    def score_scale(self) -> float:
+        """What the product of query and key is multiplied by."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+    def is_local(self, layer: int) -> bool:
+        """Whether a layer sees a window only."""
+        return self.local is not None and layer in self.local.layers
 
 
-def text_config(raw: dict[str, Any]) -> TextConfig:
+def text_config(
+    raw: dict[str, Any], *, supported: tuple[str, ...] = get_args(PlainTextModelType)
+) -> TextConfig:
     """Return the decoder's config.
 
     Args:
         raw: config.json of the whole VLM; its text_config holds the decoder.
+        supported: model types that the family may have; the first is what it means where no name
+            is given.
 
     Raises:
         CheckpointError: a value is no sensible one.
         UnsupportedModelError: the model_type or the rotary scaling is not supported.
     """
     part = config_part(raw, "text_config")
-    model_type: TextModelType = part.get("model_type", "llama")
-    check_model_type("text_config", model_type, get_args(TextModelType))
+    model_type: TextModelType = part.get("model_type", supported[0])
+    check_model_type("text_config", model_type, supported)
     fields = ConfigFields("text_config", part, _TEXT_DEFAULTS[model_type])
     num_attention_heads = fields.size("num_attention_heads")
     num_key_value_heads = fields.size("num_key_value_heads", if_none=num_attention_heads)
@@ -154,9 +236,15 @@ def text_config(raw: dict[str, Any]) -> TextConfig:
             f"num_key_value_heads {num_key_value_heads}"
         )
     hidden_size = fields.size("hidden_size")
-    # Only llama and qwen3 read this flag; qwen2 always has q, k and v biases, mistral has none.
-    is_flagged = model_type in {"llama", "qwen3"} and bool(fields.get("attention_bias"))
+    head_dim = _head_dim(fields, hidden_size, num_attention_heads)
+    is_gemma = model_type in GEMMA_DEFAULTS
+    # Only these read the flag; Qwen2's always have q, k and v biases, mistral has none.
+    reads_flag = model_type in {"llama", "qwen3", "qwen3_vl_text"} or is_gemma
+    is_flagged = reads_flag and bool(fields.get("attention_bias"))
     tied = raw.get("tie_word_embeddings") or part.get("tie_word_embeddings")
+    if is_gemma:  # tied unless the file says otherwise
+        tied = raw.get("tie_word_embeddings", fields.get("tie_word_embeddings"))
+    rope = gemma_rope(model_type, part)
     return TextConfig(
         model_type=model_type,
         vocab_size=fields.size("vocab_size"),
@@ -165,17 +253,19 @@ def text_config(raw: dict[str, Any]) -> TextConfig:
         num_layers=fields.size("num_hidden_layers"),
         num_attention_heads=num_attention_heads,
         num_key_value_heads=num_key_value_heads,
-        head_dim=_head_dim(fields, hidden_size, num_attention_heads),
+        head_dim=head_dim,
         rms_norm_eps=fields.positive("rms_norm_eps"),
-        hidden_act=fields.text("hidden_act"),
-        rope_theta=_rope_theta(part),
-        rope_scaling=_rope_scaling(part, fields),
-        attention_bias=is_flagged or model_type == "qwen2",
+        hidden_act=gemma_activation(model_type, fields) if is_gemma else fields.text("hidden_act"),
+        rope_theta=_rope_theta(rope, fields),
+        rope_scaling=_rope_scaling(rope, fields),
+        mrope=_mrope(model_type, part, fields, head_dim),
+        attention_bias=is_flagged or model_type.startswith("qwen2"),
         output_bias=is_flagged,
         mlp_bias=model_type == "llama" and bool(fields.get("mlp_bias")),
-        has_qk_norm=model_type == "qwen3",
+        has_qk_norm=model_type.startswith(("qwen3", "gemma3")),
         tie_word_embeddings=bool(tied),
         max_positions=_max_positions(model_type, fields),
+        **gemma_facts(model_type, fields),
     )
 
 
@@ -203,8 +293,8 @@ def _rope_parameters(part: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def _rope_theta(part: dict[str, Any]) -> float:
-    theta = part.get("rope_theta")
+def _rope_theta(part: dict[str, Any], fields: ConfigFields) -> float:
+    theta = fields.get("rope_theta")
     theta = _DEFAULT_ROPE_THETA if theta is None else theta
     parameters = {"rope_theta": theta, **_rope_parameters(part)}
     return ConfigFields("text_config", parameters, {}).positive("rope_theta")
@@ -218,7 +308,7 @@ def _rope_scaling(part: dict[str, Any], fields: ConfigFields) -> RopeScaling | N
         raise UnsupportedModelError(
             f"text_config: partial_rotary_factor {partial} is not supported; only 1.0 is"
         )
-    if kind in ("default", None):
+    if kind in ("default", None) or (kind == "mrope" and fields.get("mrope_section")):
         return None
     supported: tuple[str, ...] = get_args(RopeType)
     if kind not in supported:
@@ -242,11 +332,35 @@ def _rope_scaling(part: dict[str, Any], fields: ConfigFields) -> RopeScaling | N
     )
 
 
+def _mrope(
+    model_type: str, part: dict[str, Any], fields: ConfigFields, head_dim: int
+) -> Mrope | None:
+    """Return the sections of a decoder that has them by default."""
+    default = fields.get("mrope_section")
+    if default is None:
+        return None
+    parameters = _rope_parameters(part)
+    sections = parameters.get("mrope_section", list(default))
+    is_list = isinstance(sections, list) and len(sections) == 3
+    if not is_list or any(type(size) is not int or size < 1 for size in sections):
+        raise CheckpointError(
+            f"text_config: mrope_section is {sections!r}; it must be three counts of at least 1"
+        )
+    if sum(sections) != head_dim // 2:
+        raise CheckpointError(
+            f"text_config: mrope_section {sections} must sum to half of head_dim {head_dim}"
+        )
+    time, row, column = sections
+    # Only the code of the model type says so; mrope_interleaved in its configs is not read.
+    return Mrope(sections=(time, row, column), is_interleaved=model_type == "qwen3_vl_text")
+
+
 def _max_positions(model_type: str, fields: ConfigFields) -> int:
     max_positions = fields.size("max_position_embeddings")
-    if model_type == "llama" or fields.get("sliding_window") is None:
+    # Gemma's windows are masks of single layers and limit nothing.
+    if model_type in {"llama", *GEMMA_DEFAULTS} or fields.get("sliding_window") is None:
         return max_positions
-    if model_type in {"qwen2", "qwen3"} and not _has_sliding_layers(fields):
+    if model_type.startswith("qwen") and not _has_sliding_layers(fields):
         return max_positions
     return min(max_positions, fields.size("sliding_window"))
 

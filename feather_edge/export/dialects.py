@@ -58,16 +58,22 @@ class Dialect(Protocol):
         query: ir.Value,
         key: ir.Value,
         value: ir.Value,
-        mask: ir.Value,
+        mask: ir.Value | None,
         *,
         heads: tuple[int, int],
         head_dim: int,
         name: str,
+        scale: float | None = None,
+        softcap: float | None = None,
     ) -> ir.Value:
         """Attention of [B, H, S, Dh] to [B, Hkv, T, Dh], ``heads`` being (H, Hkv).
 
+        ``scale`` multiplies the products of query and key, None being 1 / sqrt(Dh); ``softcap``
+        then bounds them, before the mask.
+
         The mask [B, 1, S, T] is explicit: TensorRT refuses ``is_causal`` beside a mask, and a
         causal flag alone would need every runtime to agree on the offset of cached positions.
+        Without one every row sees every other.
         """
         ...
 
@@ -131,14 +137,35 @@ class Opset23(_GrownCache):
         query: ir.Value,
         key: ir.Value,
         value: ir.Value,
-        mask: ir.Value,
+        mask: ir.Value | None,
         *,
-        heads: tuple[int, int],  # noqa: ARG002 - the operator reads them from the shapes
-        head_dim: int,  # noqa: ARG002
+        heads: tuple[int, int],
+        head_dim: int,
         name: str,
+        scale: float | None = None,
+        softcap: float | None = None,
     ) -> ir.Value:
-        """See ``Dialect``."""
-        return g.op("Attention", query, key, value, mask, name=name)
+        """See ``Dialect``.
+
+        With a softcap in single operators: as opset 23 words it the operator bounds what is
+        masked, too, so masked rows would keep a little weight, and runtimes differ about it.
+        """
+        if softcap is not None:
+            return _DECOMPOSED.attention(
+                g,
+                query,
+                key,
+                value,
+                mask,
+                heads=heads,
+                head_dim=head_dim,
+                name=name,
+                scale=scale,
+                softcap=softcap,
+            )
+        attributes = {} if scale is None else {"scale": scale}
+        masks = [] if mask is None else [mask]
+        return g.op("Attention", query, key, value, *masks, name=name, **attributes)
 
     def packed_attention(
         self,
@@ -174,10 +201,9 @@ class Opset24(Opset23):
         it. ``Attention`` has an input for this, which TensorRT's parser drops without an error.
         """
         present = g.op("TensorScatter", past, new, g.inputs[WRITE_INDICES], name=name, axis=2)
-        num_seen = g.once(
-            "num_seen",
-            lambda: g.op("Shape", g.inputs["attention_mask"], name="num_seen", start=3, end=4),
-        )
+        masks = ("attention_mask", "local_attention_mask")  # a segment has one of them, or both
+        mask = next(g.inputs[name] for name in masks if name in g.inputs)
+        num_seen = g.once("num_seen", lambda: g.op("Shape", mask, name="num_seen", start=3, end=4))
         bounds = (g.ints(0), num_seen, g.ints(2))
         return present, g.op("Slice", present, *bounds, name=f"{name}_seen")  # [B, Hkv, T, Dh]
 
@@ -224,11 +250,13 @@ class Opset18(_GrownCache):
         query: ir.Value,
         key: ir.Value,
         value: ir.Value,
-        mask: ir.Value,
+        mask: ir.Value | None,
         *,
         heads: tuple[int, int],
         head_dim: int,
         name: str,
+        scale: float | None = None,
+        softcap: float | None = None,
     ) -> ir.Value:
         """See ``Dialect``. Groups get an axis of their own, so keys are never repeated."""
         num_heads, num_kv_heads = heads
@@ -238,8 +266,12 @@ class Opset18(_GrownCache):
             grouped = g.op("Reshape", query, shape, name="groups")  # [B, Hkv, H/Hkv, S, Dh]
             keys = g.op("Unsqueeze", key, g.ints(2), name="keys")  # [B, Hkv, 1, T, Dh]
             values = g.op("Unsqueeze", value, g.ints(2), name="values")
-            visible = g.unsqueeze_once(mask, 1)  # [B, 1, 1, S, T]
-            attended = self._attend(g, grouped, keys, values, visible, head_dim=head_dim)
+            visible = None if mask is None else g.unsqueeze_once(mask, 1)  # [B, 1, 1, S, T]
+            columns = g.op("Transpose", keys, name="key_columns", perm=[0, 1, 2, 4, 3])
+            scale = head_dim**-0.5 if scale is None else scale
+            attended = self._attend(
+                g, grouped, columns, values, visible, scale=scale, softcap=softcap
+            )
             return g.op("Reshape", attended, g.ints(0, num_heads, -1, head_dim), name="heads")
 
     def packed_attention(
@@ -260,7 +292,8 @@ class Opset18(_GrownCache):
                 by_head = g.op("Reshape", x, shape, name=f"{part}_heads")
                 unpacked.append(g.op("Transpose", by_head, name=part, perm=[0, 2, 1, 3]))
             queries, keys, values = unpacked
-            attended = self._attend(g, queries, keys, values, None, head_dim=head_dim)
+            columns = g.op("Transpose", keys, name="key_columns", perm=[0, 1, 3, 2])
+            attended = self._attend(g, queries, columns, values, None, scale=head_dim**-0.5)
             rows_first = g.op("Transpose", attended, name="rows_first", perm=[0, 2, 1, 3])
             return g.op("Reshape", rows_first, g.ints(0, 0, num_heads * head_dim), name="pack")
 
@@ -268,16 +301,17 @@ class Opset18(_GrownCache):
         self,
         g: GraphBuilder,
         query: ir.Value,
-        key: ir.Value,
+        columns: ir.Value,
         value: ir.Value,
         visible: ir.Value | None,
         *,
-        head_dim: int,
+        scale: float,
+        softcap: float | None = None,
     ) -> ir.Value:
-        scaled = g.op("Mul", query, g.scalar("attention_scale", head_dim**-0.5), name="scaled")
-        axes = [0, 1, 3, 2] if visible is None else [0, 1, 2, 4, 3]
-        columns = g.op("Transpose", key, name="key_columns", perm=axes)
+        scaled = g.op("Mul", query, g.scalar("attention_scale", scale), name="scaled")
         logits = g.op("MatMul", scaled, columns, name="logits")
+        if softcap is not None:
+            logits = bounded(g, logits, g.scalar("attention_softcap", softcap), name="softcap")
         if visible is not None:
             lowest = g.scalar("masked_logit", float(np.finfo(np.dtype(g.dtype)).min) / 2)
             logits = g.op("Where", visible, logits, lowest, name="mask")
@@ -300,5 +334,14 @@ class Opset18(_GrownCache):
             half = g.op("Mul", x, g.scalar("half", 0.5), name="half")
             return g.op("Mul", half, lifted, name="gelu")
 
+
+def bounded(g: GraphBuilder, x: ir.Value, cap: ir.Value, *, name: str) -> ir.Value:
+    """Write cap * tanh(x / cap), which bounds ``x`` smoothly."""
+    with g.scope(name):
+        curve = g.op("Tanh", g.op("Div", x, cap, name="divide"), name="tanh")
+        return g.op("Mul", curve, cap, name="bounded")
+
+
+_DECOMPOSED = Opset18()
 
 DIALECTS: dict[int, Dialect] = {24: Opset24(), 23: Opset23(), 18: Opset18()}

@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feather_edge.errors import BackendError
-from feather_edge.graphs import DECODER
+from feather_edge.graphs import DECODER, DEEPSTACK_EMBEDS
 from feather_edge.pruning.criteria import criterion
 from feather_edge.pruning.scores import score_mask
 from feather_edge.runtime.kv_cache import segment_cache
-from feather_edge.runtime.rotary import rotary_tables
+from feather_edge.runtime.masks import prompt_mask, step_mask
+from feather_edge.runtime.rotary import prompt_coordinates, rotary_tables
 from feather_edge.runtime.timing import Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from feather_edge.manifest import BundleManifest
+    from feather_edge.manifest import BundleManifest, Rotary
     from feather_edge.pruning.layout import Layout
     from feather_edge.pruning.plan import StagePlan
     from feather_edge.pruning.request import Pruning
@@ -57,19 +58,29 @@ class PrunedStage:
 class _Rows:
     """The rows between two segments: handles of [B, S, D] and [B, S, Dh/2], and their layout.
 
-    ``positions`` [S] are those that the rotary tables turn by: the layout's, unless a stage has
-    numbered its rows anew.
+    ``coordinates`` [axes, S] are what the rotary tables turn by: those of the unpruned prompt,
+    unless a stage has numbered its rows anew; ``lag`` is how far that numbering is behind.
     """
 
     hidden: Tensor
     cos: Tensor
     sin: Tensor
     layout: Layout
-    positions: NDArray[np.int64]
+    coordinates: NDArray[np.int64]
+    lag: int = 0
 
 
 class DecoderChain:
     """All segments of a decoder, with the caches of one request.
+
+    Args:
+        graphs: of the segments, in order.
+        manifest: of the bundle.
+        schedule: where the decoder is split.
+        backend: that opened the graphs.
+        max_new_tokens: of the answer; room for them where a graph leaves the capacity of its
+            caches open. The default is for chains that only prefill.
+        watch: None makes one.
 
     Attributes:
         watch: notes each segment's prefill under its graph's name, and the host's part in pruning
@@ -84,7 +95,7 @@ class DecoderChain:
         schedule: PruningSchedule,
         backend: Backend,
         *,
-        max_new_tokens: int,
+        max_new_tokens: int = 1,
         watch: Stopwatch | None = None,
     ) -> None:
         self.watch = Stopwatch() if watch is None else watch
@@ -96,12 +107,19 @@ class DecoderChain:
         self._caches = [
             segment_cache(graph, backend, max_new_tokens=max_new_tokens) for graph in graphs
         ]
+        self._slots = [np.empty(0, np.int64) for _ in schedule.segments]
         self.next_position = 0
         self._lags = [0] * len(schedule.segments)
         """How far each segment's numbering is behind, where a stage has begun a new one."""
+        self._planes: dict[str, Tensor] = {}
 
     def prefill(
-        self, embeds: NDArray[Any], layout: Layout, pruning: Pruning | None
+        self,
+        embeds: NDArray[Any],
+        layout: Layout,
+        pruning: Pruning | None,
+        *,
+        planes: NDArray[Any] | None = None,
     ) -> tuple[NDArray[np.float32], list[PrunedStage]]:
         """Run the prompt through all segments, pruning between them.
 
@@ -109,26 +127,31 @@ class DecoderChain:
             embeds: [S, D], visual tokens spliced in.
             layout: of the rows given; those pruned before the decoder are missing.
             pruning: what to keep; None keeps everything.
+            planes: [planes, S, D] of DeepStack; None for a decoder without.
 
         Returns:
             Logits [V] of the next token, and what each stage did.
         """
-        cos, sin = self._tables(layout.positions)
+        every = self._coordinates(layout)
+        self.next_position = int(every.max()) + 1
+        coordinates = every[:, layout.positions]
+        cos, sin = self._tables(coordinates)
         rows = _Rows(
             hidden=self._upload(embeds[None]),
             cos=cos,
             sin=sin,
             layout=layout,
-            positions=layout.positions,
+            coordinates=coordinates,
         )
+        self._planes = {} if planes is None else self._named_planes(planes)
         stages: list[PrunedStage] = []
         for index, before_layer in enumerate(self._schedule.stages):
             rows, stage = self._prefill_segment(index, rows, pruning, before_layer)
             stages.append(stage)
-            if not np.array_equal(rows.positions, rows.layout.positions):
-                self._lags[index + 1] = layout.num_positions - rows.layout.num_rows
+            self._lags[index + 1] = rows.lag
         logits = self._last_segment(rows)
-        self.next_position = layout.num_positions
+        zeros = np.zeros((len(self._planes), 1, embeds.shape[-1]), self._dtype)
+        self._planes = self._named_planes(zeros)  # new tokens are text
         return logits, stages
 
     def decode_step(self, embed: NDArray[Any]) -> NDArray[np.float32]:
@@ -144,13 +167,13 @@ class DecoderChain:
         for index in range(len(self._schedule.stages)):
             cos, sin = tables[self._lags[index]]
             inputs = {
-                **self._segment_inputs(index, hidden, cos, sin, num_rows=1),
+                **self._segment_inputs(index, hidden, cos, sin),
                 **self._one_row_passes,
             }
             outputs = self._run(index, inputs, num_rows=1)
             hidden = outputs["kept_hidden_states"]
         last = len(self._graphs) - 1
-        inputs = self._segment_inputs(last, hidden, *tables[self._lags[last]], num_rows=1)
+        inputs = self._segment_inputs(last, hidden, *tables[self._lags[last]])
         self.next_position += 1
         return self._logits(self._run(last, inputs, num_rows=1))
 
@@ -169,11 +192,9 @@ class DecoderChain:
             num_leaving = _num_leaving(plan, layout)
             change = 0 if plan is None else plan.quota_change(layout)
             self._check_room(index, num_leaving, self._graphs[index].limits.max_kept, change)
-            prune_inputs = self._plan_inputs(plan, rows, num_kept=num_leaving)
+            prune_inputs = self._plan_inputs(index, plan, rows, num_kept=num_leaving)
         with self.watch.stage(DECODER.format(index)):
-            entering = self._segment_inputs(
-                index, rows.hidden, rows.cos, rows.sin, num_rows=num_rows
-            )
+            entering = self._segment_inputs(index, rows.hidden, rows.cos, rows.sin, rows)
             outputs = self._run(index, {**entering, **prune_inputs}, num_rows=num_rows)
             kept = self._backend.download(outputs["kept_indices"])[0]  # waits for the device
         with self.watch.stage("prune"):
@@ -183,7 +204,7 @@ class DecoderChain:
                 kept = plan.select(scores, layout)
                 survivors = [self._backend.take_rows(tensor, kept) for tensor in survivors]
             self._check_room(index, len(kept), self._graphs[index + 1].limits.max_rows, change)
-            pruned = self._renumbered(plan, rows.positions[kept], survivors, layout.keep(kept))
+            pruned = self._survivors(plan, rows, kept, survivors)
         return pruned, PrunedStage(
             before_layer=before_layer,
             criterion="none" if plan is None or pruning is None else pruning.criterion,
@@ -212,28 +233,32 @@ class DecoderChain:
         num_stages = len(self._schedule.stages)
         return criterion(pruning.criterion).plan(pruning, index, num_stages, layout)
 
-    def _renumbered(
+    def _survivors(
         self,
         plan: StagePlan | None,
-        positions: NDArray[np.int64],
+        rows: _Rows,
+        kept: NDArray[np.int64],
         survivors: Sequence[Tensor],
-        layout: Layout,
     ) -> _Rows:
         """Return the rows that left a stage, with new rotary tables if it numbers them anew."""
         hidden, cos, sin = survivors
+        layout, coordinates, lag = rows.layout.keep(kept), rows.coordinates[:, kept], rows.lag
         if plan is not None and plan.resets_positions:
-            positions = np.arange(layout.num_rows)
-            cos, sin = self._tables(positions)
-        return _Rows(hidden=hidden, cos=cos, sin=sin, layout=layout, positions=positions)
+            coordinates = np.arange(layout.num_rows)[None]
+            lag = self.next_position - layout.num_rows
+            cos, sin = self._tables(coordinates)
+        return _Rows(
+            hidden=hidden, cos=cos, sin=sin, layout=layout, coordinates=coordinates, lag=lag
+        )
 
     def _last_segment(self, rows: _Rows) -> NDArray[np.float32]:
         last, num_rows = len(self._graphs) - 1, rows.layout.num_rows
         with self.watch.stage(DECODER.format(last)):
-            inputs = self._segment_inputs(last, rows.hidden, rows.cos, rows.sin, num_rows=num_rows)
+            inputs = self._segment_inputs(last, rows.hidden, rows.cos, rows.sin, rows)
             return self._logits(self._run(last, inputs, num_rows=num_rows))
 
     def _plan_inputs(
-        self, plan: StagePlan | None, rows: _Rows, *, num_kept: int
+        self, index: int, plan: StagePlan | None, rows: _Rows, *, num_kept: int
     ) -> dict[str, Tensor]:
         """Return the prune inputs of a stage; without a plan every row passes."""
         layout = rows.layout
@@ -242,7 +267,7 @@ class DecoderChain:
             identity = self._identity_tables(layout.num_rows)
             return self._prune_inputs(zeros, zeros, *identity, num_kept=num_kept)
         if plan.score_rotation == "rotary":
-            cos, sin = rotary_tables(self._manifest.rotary, rows.positions)
+            cos, sin = rotary_tables(self._score_rotary(index), rows.coordinates)
             tables = (cos[None], sin[None])
         else:
             tables = self._identity_tables(layout.num_rows)
@@ -269,19 +294,61 @@ class DecoderChain:
         }
 
     def _segment_inputs(
-        self, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, *, num_rows: int
+        self, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, rows: _Rows | None = None
     ) -> dict[str, Tensor]:
-        cache = self._caches[index]
-        cache_inputs = cache.inputs(num_rows)
-        # Row i sits in slot length + i and sees every slot up to its own.
-        mask = np.tril(np.ones((num_rows, cache.num_seen(num_rows)), np.bool_), cache.length)
+        """Return the inputs of a segment: for the prompt's ``rows``, or for a decode step's."""
+        layout = None if rows is None else rows.layout
+        positions = np.array([self.next_position]) if layout is None else layout.positions
+        turned_by = positions - self._lags[index] if rows is None else rows.coordinates
+        self._slots[index] = np.concatenate([self._slots[index], positions])
+        cache_inputs = self._caches[index].inputs(len(positions))
+        available: dict[str, Callable[[], Tensor]] = {
+            "cos": lambda: cos,
+            "sin": lambda: sin,
+            "attention_mask": lambda: self._mask(index, layout, None),
+        }
+        local = self._manifest.local_attention
+        if local is not None:
+            local_cos, local_sin = rotary_tables(local.rotary or self._manifest.rotary, turned_by)
+            available |= {
+                "local_cos": lambda: self._upload(local_cos[None]),
+                "local_sin": lambda: self._upload(local_sin[None]),
+                "local_attention_mask": lambda: self._mask(index, layout, local.window),
+            }
+        names = [tensor.name for tensor in self._graphs[index].spec.inputs]
         return {
             "inputs_embeds" if index == 0 else "hidden_states": hidden,
-            "cos": cos,
-            "sin": sin,
-            "attention_mask": self._backend.upload(mask[None, None]),
+            **{name: available[name]() for name in names if name in available},
             **cache_inputs,
+            **(self._planes if index == 0 else {}),
         }
+
+    def _named_planes(self, planes: NDArray[Any]) -> dict[str, Tensor]:
+        """Return [planes, S, D] as inputs of the first segment."""
+        return {
+            DEEPSTACK_EMBEDS.format(number): self._upload(plane[None])
+            for number, plane in enumerate(planes)
+        }
+
+    def _mask(self, index: int, layout: Layout | None, window: int | None) -> Tensor:
+        """Return the mask [1, 1, S, T] of a segment's layers with or without a window."""
+        if layout is None:
+            mask = step_mask(self.next_position, self._slots[index], window=window)
+        else:
+            mask = prompt_mask(layout, self._manifest.prompt_attention, window=window)
+        num_rows, num_slots = mask.shape
+        # A cache in place may show slots that hold nothing yet.
+        num_empty = self._caches[index].num_seen(num_rows) - num_slots
+        mask = np.pad(mask, ((0, 0), (0, num_empty)))
+        return self._backend.upload(mask[None, None])
+
+    def _score_rotary(self, index: int) -> Rotary:
+        """Return the rotary embedding of the layer whose score a segment gives, its last."""
+        local, shape = self._manifest.local_attention, self._manifest.decoder
+        is_local = self._schedule.segments[index].last_layer in shape.local_layers
+        if local is None or local.rotary is None or not is_local:
+            return self._manifest.rotary
+        return local.rotary
 
     def _run(self, index: int, inputs: dict[str, Tensor], *, num_rows: int) -> dict[str, Tensor]:
         outputs = self._graphs[index].run(inputs)
@@ -312,8 +379,12 @@ class DecoderChain:
         logits: NDArray[np.float32] = self._backend.download(outputs["logits"])[0, -1]
         return logits
 
-    def _tables(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        cos, sin = rotary_tables(self._manifest.rotary, positions)
+    def _coordinates(self, layout: Layout) -> NDArray[np.int64]:
+        """Return what turns each row of the unpruned prompt, [axes, rows]."""
+        return prompt_coordinates(self._manifest.rotary, layout.num_positions, layout.spans)
+
+    def _tables(self, coordinates: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        cos, sin = rotary_tables(self._manifest.rotary, coordinates)
         return self._upload(cos[None]), self._upload(sin[None])
 
     def _identity_tables(self, num_rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -38,13 +38,14 @@ class Run:
     reason: str | None
     stages: list[PrunedStage] = field(default_factory=list)
 
-    def prefill(self, embeds: NDArray[Any]) -> NDArray[np.float32]:
-        """Run the prompt [S, D]; returns logits [V] of the first token."""
+    def prefill(self, embeds: NDArray[Any], planes: NDArray[Any]) -> NDArray[np.float32]:
+        """Run the prompt [S, D] with its planes [planes, S, D]; returns logits [V]."""
         layout = self.layout
         if self.pruning is not None and self.pruning.pre_criterion != "none":
             with self.chain.watch.stage("prune"):
                 entered = prune_before_decoder(self.pruning, layout, embeds)
-                embeds, layout = entered.embeds, layout.keep(entered.rows)
+                embeds, planes = entered.embeds, planes[:, entered.rows]
+                layout = layout.keep(entered.rows)
             self.stages.append(
                 PrunedStage(
                     before_layer=0,
@@ -54,7 +55,7 @@ class Run:
                     is_merged=entered.is_merged,
                 )
             )
-        logits, stages = self.chain.prefill(embeds, layout, self.pruning)
+        logits, stages = self.chain.prefill(embeds, layout, self.pruning, planes=planes)
         self.stages += stages
         return logits
 

@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["ReferencePruning", "ReferenceRun", "ReferenceStage", "ReferenceVlm"]
+__all__ = [
+    "ReferencePruning",
+    "ReferenceRows",
+    "ReferenceRun",
+    "ReferenceStage",
+    "ReferenceVlm",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,27 +81,36 @@ class ReferenceRun:
 
 
 @dataclass(kw_only=True)
-class _Rows:
+class ReferenceRows:
     """Rows alive: hidden [1,S,D], positions [1,S] of the rotary embedding, visual index or -1.
 
-    ``original`` are the positions [S] in the prompt, which differ once rows are numbered anew.
+    ``positions`` are those in the prompt, unless rows are numbered anew.
     """
 
     hidden: torch.Tensor
     positions: torch.Tensor
-    original: torch.Tensor
     visual: torch.Tensor
 
 
 class ReferenceVlm:
-    """A checkpoint in float32, run layer by layer."""
+    """A checkpoint in float32, run layer by layer.
+
+    Attributes:
+        picture_inputs: what of the processor's output is of pictures.
+    """
+
+    picture_inputs: tuple[str, ...] = ("pixel_values",)
 
     def __init__(self, folder: Path) -> None:
         self.model = transformers.AutoModelForImageTextToText.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
         ).eval()
-        self.processor = transformers.AutoProcessor.from_pretrained(folder)
-        self.decoder = self.model.model.language_model
+        self.processor = self.load_processor(folder)
+        self.decoder = self.model.get_decoder()
+
+    def load_processor(self, folder: Path) -> Any:
+        """Return the checkpoint's own processor."""
+        return transformers.AutoProcessor.from_pretrained(folder)
 
     def grids(self, inputs: dict[str, torch.Tensor]) -> list[tuple[int, int]]:
         """Return (height, width) of each raster of visual tokens, in the order of the prompt."""
@@ -112,12 +127,32 @@ class ReferenceVlm:
         has_bos = text.startswith(self.processor.tokenizer.bos_token or "\0")
         return dict(
             self.processor(
-                images=images or None,
+                images=[images] if images else None,
                 text=text,
                 return_tensors="pt",
                 add_special_tokens=not has_bos,
             )
         )
+
+    def encoder_calls(self, inputs: dict[str, torch.Tensor]) -> list[dict[str, np.ndarray]]:
+        """Return, of the processor's output, what the vision graph takes in each of its calls."""
+        return [{"pixel_values": inputs["pixel_values"].numpy()}]
+
+    def changed_features(
+        self, before: dict[str, np.ndarray], after: dict[str, np.ndarray]
+    ) -> np.ndarray:
+        """Return which rows of the graph's ``image_features`` see pixels that differ."""
+        differ = (before["pixel_values"] != after["pixel_values"]).any(axis=1)  # [N,H,W]
+        number, height, width = differ.shape
+        side = self.token_side
+        rows, columns = height // side, width // side
+        seen = differ[:, : rows * side, : columns * side]
+        return seen.reshape(number, rows, side, columns, side).any(axis=(2, 4)).ravel()
+
+    @property
+    def token_side(self) -> int:
+        """Side in pixels of the square that one visual token is made of."""
+        return int(self.model.config.vision_config.patch_size)
 
     @torch.no_grad()
     def run(
@@ -130,9 +165,15 @@ class ReferenceVlm:
     ) -> ReferenceRun:
         """Prefill with pruning, then decode greedily; the end token is not part of the answer."""
         run = ReferenceRun()
+        self._slots: dict[int, torch.Tensor] = {}
         cache = transformers.DynamicCache()
-        rows = self._embed(inputs)
-        length, grids = rows.hidden.shape[1], self.grids(inputs)
+        rows = self.embed(inputs)
+        length = rows.hidden.shape[1]
+        grids = self.grids(inputs)
+        visual_positions = rows.positions[0, rows.visual >= 0]
+        rasters = list(
+            zip(grids, visual_positions.split([math.prod(grid) for grid in grids]), strict=True)
+        )
         if pruning is not None and pruning.pre_kept is not None:
             rows = _only(rows, set(pruning.pre_kept))
         captured: dict[str, torch.Tensor] = {}
@@ -140,7 +181,7 @@ class ReferenceVlm:
         for layer in range(len(self.decoder.layers)):
             if pruning is not None and layer in pruning.stages:
                 before = rows.hidden.shape[1]
-                rows, stage = self._prune(rows, captured, pruning, layer, grids)
+                rows, stage = self._prune(rows, captured, pruning, layer, rasters)
                 run.stages.append(stage)
                 if pruning.method == "pyramiddrop-reset":
                     if layer == min(pruning.stages):  # what never entered is not counted either
@@ -161,28 +202,54 @@ class ReferenceVlm:
             run.logits.append(self._decode(token, position, cache, drops))
         return run
 
-    def _embed(self, inputs: dict[str, torch.Tensor]) -> _Rows:
+    def image_features(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return what the model puts in the place of the image placeholders, a row [D] each."""
+        return torch.cat(self.features_by_picture(inputs))
+
+    def features_by_picture(self, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """Return ``image_features``, picture by picture."""
+        given = {name: inputs[name] for name in self.picture_inputs}
+        return list(self.model.model.get_image_features(**given).pooler_output)
+
+    def is_visual(self, features: torch.Tensor) -> torch.Tensor:
+        """Return which image placeholders [placeholders] are visual tokens: newlines are not."""
+        return torch.ones(len(features), dtype=torch.bool)
+
+    @torch.no_grad()
+    def embed(self, inputs: dict[str, torch.Tensor]) -> ReferenceRows:
+        """Return the prompt's embeddings, visual tokens in their places."""
         ids = inputs["input_ids"]
         embeds = self.model.get_input_embeddings()(ids)
         is_visual = ids[0] == self.model.config.image_token_id
         if "pixel_values" in inputs:
-            config = self.model.config
-            features = self.model.model.get_image_features(
-                inputs["pixel_values"],
-                vision_feature_layer=config.vision_feature_layer,
-                vision_feature_select_strategy=config.vision_feature_select_strategy,
-            ).pooler_output
-            embeds[0, is_visual] = torch.cat(list(features))
+            features = self.image_features(inputs)
+            embeds[0, is_visual] = features
+            is_visual[is_visual.clone()] = self.is_visual(features)
         visual = torch.where(is_visual, is_visual.cumsum(0) - 1, -1)
-        original = torch.arange(ids.shape[1])
-        return _Rows(hidden=embeds, positions=original[None], original=original, visual=visual)
+        return ReferenceRows(
+            hidden=embeds, positions=torch.arange(ids.shape[1])[None], visual=visual
+        )
+
+    def rotary(
+        self, hidden: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the decoder's cos and sin [1,S,Dh] of rows at ``positions`` [1,S]."""
+        return self.decoder.rotary_emb(hidden, position_ids=positions)
+
+    def angles(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the rotary angles [n,Dh/2] of ``positions`` [n]."""
+        return positions[:, None] * self.decoder.rotary_emb.inv_freq.double()
+
+    def visible(self, layer: int, positions: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """Return which slots [T], of the positions ``slots``, rows at ``positions`` [S] see."""
+        return slots[None, :] <= positions[:, None]
 
     def _layer(
         self, layer: int, hidden: torch.Tensor, positions: torch.Tensor, cache: Any
     ) -> torch.Tensor:
-        past = cache.get_seq_length(layer)
-        slots = torch.arange(past + hidden.shape[1])
-        visible = slots[None, :] <= slots[past:, None]
+        slots = torch.cat([self._slots.pop(layer, positions[0, :0]), positions[0]])
+        self._slots[layer] = slots
+        visible = self.visible(layer, positions[0], slots)
         mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min)[None, None]
         output = self.decoder.layers[layer](
             hidden,
@@ -190,7 +257,7 @@ class ReferenceVlm:
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            position_embeddings=self.decoder.rotary_emb(hidden, position_ids=positions),
+            position_embeddings=self.rotary(hidden, positions),
         )
         return output[0] if isinstance(output, tuple) else output
 
@@ -223,7 +290,7 @@ class ReferenceVlm:
             hook.remove()
 
     def _scores(
-        self, rows: _Rows, captured: dict[str, torch.Tensor], method: str, layer: int
+        self, rows: ReferenceRows, captured: dict[str, torch.Tensor], method: str, layer: int
     ) -> torch.Tensor:
         """Attention [S] of the last row, mean over heads; zero where the softmax does not look."""
         attention = self.decoder.layers[layer].self_attn
@@ -232,13 +299,15 @@ class ReferenceVlm:
         )
         if method not in {"feather", "ivc"}:
             rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-            cos, sin = self.decoder.rotary_emb(rows.hidden, position_ids=rows.positions)
+            cos, sin = self.rotary(rows.hidden, rows.positions)
             query, key = (x[0] for x in rotate(query[None], key[None], cos, sin))
         key = key.repeat_interleave(len(query) // len(key), dim=0)
         domain = torch.arange(len(rows.visual))
         if method not in {"fastv-full", "pyramiddrop", "pyramiddrop-reset"}:
             domain = domain[rows.visual >= 0]
-        logits = (key[:, domain] @ query[:, -1, :, None])[..., 0] / math.sqrt(attention.head_dim)
+        logits = (key[:, domain] @ query[:, -1, :, None])[..., 0] * attention.scaling
+        if cap := getattr(attention, "attn_logit_softcapping", None):
+            logits = cap * (logits / cap).tanh()
         scores = torch.zeros(len(rows.visual))
         scores[domain] = logits.softmax(dim=-1).mean(dim=0)
         return scores
@@ -271,28 +340,28 @@ class ReferenceVlm:
 
     def _prune(
         self,
-        rows: _Rows,
+        rows: ReferenceRows,
         captured: dict[str, torch.Tensor],
         pruning: ReferencePruning,
         layer: int,
-        grids: list[tuple[int, int]],
-    ) -> tuple[_Rows, ReferenceStage]:
+        rasters: list[tuple[tuple[int, int], torch.Tensor]],
+    ) -> tuple[ReferenceRows, ReferenceStage]:
+        """Prune before ``layer``; of each raster its grid, and the positions of its tokens."""
         if pruning.method == "ivc-value":
             heads = len(captured["v"]), -1, self.decoder.layers[0].self_attn.head_dim
             values = captured["v"].reshape(heads).transpose(0, 1)
+            grids = [grid for grid, _ in rasters]
             by_row = self._value_scores(values, rows.visual.tolist(), grids)
         else:
             by_row = self._scores(rows, captured, pruning.method, layer - 1)
         scores = {int(v): float(s) for v, s in zip(rows.visual, by_row, strict=True) if v >= 0}
         kept: list[int] = []
         gaps, first = [math.inf], 0
-        for grid in grids:
+        for grid, positions in rasters:
             total = math.prod(grid)
             alive = {v - first: s for v, s in scores.items() if first <= v < first + total}
-            row = next(row for row, v in enumerate(rows.visual.tolist()) if v - first in alive)
-            start = int(rows.original[row] - rows.visual[row]) + first
             stage_index = pruning.stages.index(layer)
-            chosen, gap = self._choose(alive, pruning, stage_index, start, grid)
+            chosen, gap = self._choose(alive, pruning, stage_index, positions, grid)
             kept += [first + place for place in chosen]
             gaps.append(gap)
             first += total
@@ -306,12 +375,12 @@ class ReferenceVlm:
         alive: dict[int, float],
         pruning: ReferencePruning,
         stage: int,
-        start: int,
+        positions: torch.Tensor,
         grid: tuple[int, int],
     ) -> tuple[list[int], float]:
         """Choose among one raster's tokens, place -> score; return places and the gap.
 
-        The raster's first token is at position ``start`` of the prompt.
+        The raster's tokens are at ``positions`` of the prompt.
         """
         width, total = grid[1], math.prod(grid)
         ratios = pruning.keep_ratio
@@ -320,7 +389,7 @@ class ReferenceVlm:
             ratio **= stage + 1
         count = max(1, math.floor(ratio * total + 1e-6))
         if pruning.method in {"ivc", "ivc-value"}:
-            coordinates = self._coordinates(start, total) & alive.keys()
+            coordinates = self._coordinates(positions) & alive.keys()
             return _best_with(coordinates, alive, min(count, len(alive)))
         if pruning.method != "feather":
             return _best(alive, min(count, len(alive)))
@@ -340,11 +409,10 @@ class ReferenceVlm:
             count = min(total, round(count + len(uniform) * (1 - count / total)))
         return _best_with(uniform, alive, count)
 
-    def _coordinates(self, start: int, total: int) -> set[int]:
+    def _coordinates(self, positions: torch.Tensor) -> set[int]:
         """Return places whose position has the largest sums of cosines or of sines."""
-        frequencies = self.decoder.rotary_emb.inv_freq.double()
-        angles = torch.arange(start, start + total)[:, None] * frequencies
-        tenth = max(1, total // 10)
+        angles = self.angles(positions)
+        tenth = max(1, len(positions) // 10)
         return {
             int(place)
             for sums in (angles.cos().sum(1), angles.sin().sum(1))
@@ -352,13 +420,12 @@ class ReferenceVlm:
         }
 
 
-def _only(rows: _Rows, kept: set[int]) -> _Rows:
+def _only(rows: ReferenceRows, kept: set[int]) -> ReferenceRows:
     """Return text and the visual tokens ``kept``."""
     keep_rows = [row for row, v in enumerate(rows.visual.tolist()) if v < 0 or v in kept]
-    return _Rows(
+    return ReferenceRows(
         hidden=rows.hidden[:, keep_rows],
         positions=rows.positions[:, keep_rows],
-        original=rows.original[keep_rows],
         visual=rows.visual[keep_rows],
     )
 

@@ -8,12 +8,13 @@ decoders, pruning and the rest of the export are shared.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from feather_edge.errors import UnsupportedModelError
+from feather_edge.manifest import PromptForm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +27,21 @@ if TYPE_CHECKING:
     from feather_edge.export.weights import Weights
     from feather_edge.graphs import DType, GraphSpec
     from feather_edge.images import ImageSpec
+    from feather_edge.manifest import PromptAttention
 
-FAMILIES = ("llava",)
+FAMILIES = (
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "internvl",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "idefics3",
+    "smolvlm",
+    "paligemma",
+    "gemma3",
+)
 """Supported model types, each a module of this package with ``INFO`` and ``read(checkpoint)``."""
 
 
@@ -62,6 +76,10 @@ class FamilyModel:
         image: what the runtime must know of images: placeholder, grid, preprocessing.
         write_vision_encoder: writes the vision graph's nodes and closes it.
         vision_spec: returns the contract of the vision graph for a dtype and opsets.
+        num_planes: of DeepStack: further outputs of the vision graph, one added after each of the
+            first decoder layers.
+        prompt: what the chat template does not say.
+        prompt_attention: which rows of a prompt see which.
     """
 
     text: TextConfig
@@ -69,6 +87,9 @@ class FamilyModel:
     image: ImageSpec
     write_vision_encoder: Callable[[GraphBuilder], ir.Model]
     vision_spec: Callable[[DType, tuple[int, ...]], GraphSpec]
+    num_planes: int = 0
+    prompt: PromptForm = field(default_factory=PromptForm)
+    prompt_attention: PromptAttention = "causal"
 
 
 def read_family(checkpoint: Checkpoint) -> FamilyModel:

@@ -83,20 +83,20 @@ class OpenVinoBackend(Backend):
 class _OpenVinoGraph(Graph):
     def __init__(self, requests: list[Any], spec: GraphSpec) -> None:
         self._requests = requests
-        self._spec = spec
+        self.spec = spec
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         request = self._requests.pop(0)
         self._requests.append(request)
         try:
-            for tensor in self._spec.inputs:
+            for tensor in self.spec.inputs:
                 request.set_tensor(tensor.name, inputs[tensor.name])
             request.infer()
         except Exception as error:
             raise BackendError(
-                f"openvino failed in graph {self._spec.name}: {_reason(error)}"
+                f"openvino failed in graph {self.spec.name}: {_reason(error)}"
             ) from error
-        return {tensor.name: request.get_tensor(tensor.name) for tensor in self._spec.outputs}
+        return {tensor.name: request.get_tensor(tensor.name) for tensor in self.spec.outputs}
 
 
 def _top_k_uniform_gather(node: Any) -> list[Any]:

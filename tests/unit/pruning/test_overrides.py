@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from feather_edge.errors import RequestError
@@ -71,7 +72,7 @@ def test_an_unknown_criterion_is_left_to_the_session() -> None:
 @pytest.mark.parametrize("name", CRITERION_NAMES[:-1])
 def test_criteria_heed_exactly_the_options_that_they_name(name: str) -> None:
     span = VisualSpan(start=1, height=9, width=9)
-    layout = Layout.full(90, [span], frequencies=Layout.full(4, []).positions + 0.5)
+    layout = Layout.full(90, [span], angles=np.arange(90)[:, None] * [0.5, 0.1])
     others = {"stride": 2, "selection": "union", "seed": 7}
     plain = _plan_of(name, layout)
     changed = {
