@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from feather_edge.bundle import Bundle
-from feather_edge.checkpoint.reader import read_tensors
-from feather_edge.errors import BackendError, BundleError, RequestError
-from feather_edge.graphs import EMBED_TOKENS_TENSOR
+from feather_edge.errors import BackendError, RequestError
 from feather_edge.images import load_image
 from feather_edge.pruning import Layout, Pruning, criterion
 from feather_edge.pruning.pre_criteria import require_pre_criterion
@@ -27,6 +25,7 @@ from feather_edge.pruning.request import unpruned_reason
 from feather_edge.runtime.backends import Backend, create_backend
 from feather_edge.runtime.calibration import Deadlines
 from feather_edge.runtime.decoder import DecoderChain
+from feather_edge.runtime.embeddings import open_embeddings
 from feather_edge.runtime.memory import peak_rss_mib
 from feather_edge.runtime.prompt import PromptFormatter
 from feather_edge.runtime.regions import mark_regions
@@ -84,7 +83,7 @@ class Session:
             for graph in (bundle.vision_encoder, *bundle.decoders)
         )
         self._vision, self._decoders = vision, decoders
-        self._embeddings = _open_embeddings(bundle)
+        self._embeddings = open_embeddings(bundle)
         self._deadlines = Deadlines(bundle, backend)
         self._lock = threading.Lock()
         self._is_open = True
@@ -391,27 +390,3 @@ def _load_images(images: ImageSource | Sequence[ImageSource]) -> list[Image.Imag
         images if isinstance(images, list | tuple) else [cast("ImageSource", images)]
     )
     return [load_image(source) for source in several]
-
-
-class _Embeddings:
-    """The vocabulary's embeddings [V, D], memory-mapped; rows come as the decoder takes them."""
-
-    def __init__(self, table: NDArray[Any], *, scale: float) -> None:
-        self._table = table
-        self._scale = np.float32(scale)
-
-    def __getitem__(self, token_ids: NDArray[np.int64] | int) -> NDArray[Any]:
-        rows = self._table[token_ids]
-        # Unscaled, what one id gives is a view of the file; what several give is a copy already.
-        return rows if self._scale == 1 else (rows * self._scale).astype(rows.dtype)
-
-
-def _open_embeddings(bundle: Bundle) -> _Embeddings:
-    shape = (bundle.manifest.decoder.vocab_size, bundle.manifest.decoder.hidden_size)
-    view = read_tensors(bundle.embed_tokens_file).get(EMBED_TOKENS_TENSOR)
-    if view is None or view.shape != shape:
-        raise BundleError(
-            f"{bundle.embed_tokens_file} must hold {EMBED_TOKENS_TENSOR} {list(shape)}; "
-            f"export the bundle again"
-        )
-    return _Embeddings(view.read(), scale=bundle.manifest.embedding_scale)
