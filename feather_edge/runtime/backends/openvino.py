@@ -53,6 +53,7 @@ class OpenVinoBackend(Backend):
         self._openvino = openvino
         self._core = openvino.Core()
         self._core.add_extension(ConversionExtension(*PRUNE_OP, _top_k_uniform_gather))
+        self.num_threads = num_threads
         self._threads = {} if num_threads is None else {"INFERENCE_NUM_THREADS": num_threads}
 
     def open(self, file: Path, spec: GraphSpec) -> Graph:
