@@ -27,6 +27,7 @@ import msgspec
 from feather_edge import strict_json
 from feather_edge.errors import BundleError, FeatherEdgeError
 from feather_edge.graphs import DECODER, EMBED_TOKENS_FILE, VISION_ENCODER, GraphSpec
+from feather_edge.locking import exclusive
 from feather_edge.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
@@ -191,29 +192,33 @@ def staging_folder(destination: Path, *, force: bool) -> Iterator[Path]:
 
     Raises:
         BundleError: if ``destination`` exists and ``force`` is off, or it exists and is not a
-            bundle: a folder of something else is never replaced.
+            bundle: a folder of something else is never replaced; or another process writes it.
     """
-    if destination.exists():
-        if not force:
-            raise BundleError(f"{destination} already exists; overwrite it with --force")
-        is_empty = destination.is_dir() and not any(destination.iterdir())
-        if not is_empty and not (destination / MANIFEST_FILE).is_file():
-            raise BundleError(
-                f"{destination} exists and is not a bundle, so --force will not replace it; "
-                f"choose another output"
-            )
-    staging = destination.parent / f".{destination.name}.partial-{os.getpid()}"
-    try:
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise BundleError(f"cannot write {destination}: {error.strerror or error}") from error
-    try:
-        yield staging
-        _replace(staging, destination)
-    except OSError as error:
-        raise BundleError(f"cannot write {destination}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    _check_replaceable(destination, force=force)
+    with exclusive(destination):
+        _check_replaceable(destination, force=force)
+        staging = destination.parent / f".{destination.name}.partial-{os.getpid()}"
+        try:
+            staging.mkdir(parents=True)
+            yield staging
+            _replace(staging, destination)
+        except OSError as error:
+            raise BundleError(f"cannot write {destination}: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_replaceable(destination: Path, *, force: bool) -> None:
+    if not destination.exists():
+        return
+    if not force:
+        raise BundleError(f"{destination} already exists; overwrite it with --force")
+    is_empty = destination.is_dir() and not any(destination.iterdir())
+    if not is_empty and not (destination / MANIFEST_FILE).is_file():
+        raise BundleError(
+            f"{destination} exists and is not a bundle, so --force will not replace it; "
+            f"choose another output"
+        )
 
 
 def _replace(staging: Path, destination: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from feather_edge.errors import BackendError
-from feather_edge.graphs import NEWEST_OPSET, TENSORRT_VERSIONS, GraphForm, GraphSpec, TensorSpec
+from feather_edge.graphs import TENSORRT_VERSIONS, GraphForm, GraphSpec, TensorSpec
 from feather_edge.runtime.backend_names import ENGINE_BACKENDS
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ __all__ = ["MachineRates"]
 MIN_RUNS = 5
 MIN_TIME_S = 0.3
 MAX_COPY_BYTES = 2**28
+OPSET = 23
 IR_VERSION = 11
 
 
@@ -96,9 +97,7 @@ def _fastest_s(run: Callable[[], object]) -> float:
 
 
 def _matmul_spec(rows: int, inner: int, columns: int, dtype: DType) -> GraphSpec:
-    form = GraphForm(
-        opset=NEWEST_OPSET, file="matmul.onnx", tensorrt=TENSORRT_VERSIONS[NEWEST_OPSET]
-    )
+    form = GraphForm(opset=OPSET, file="matmul.onnx", tensorrt=TENSORRT_VERSIONS[OPSET])
     return GraphSpec(
         name="matmul",
         forms=(form,),
@@ -126,6 +125,6 @@ def _matmul_model(spec: GraphSpec, weight: np.ndarray) -> bytes:
         [product],
         [numpy_helper.from_array(weight, "weight")],
     )
-    opset = helper.make_opsetid("", NEWEST_OPSET)
+    opset = helper.make_opsetid("", OPSET)
     model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
     return bytes(model.SerializeToString())

@@ -15,7 +15,7 @@ from feather_edge.errors import BackendError
 from feather_edge.graphs import DECODER
 from feather_edge.pruning.criteria import criterion
 from feather_edge.pruning.scores import score_mask
-from feather_edge.runtime.kv_cache import SegmentCache
+from feather_edge.runtime.kv_cache import segment_cache
 from feather_edge.runtime.rotary import rotary_tables
 from feather_edge.runtime.timing import Stopwatch
 
@@ -77,6 +77,7 @@ class DecoderChain:
         schedule: PruningSchedule,
         backend: Backend,
         *,
+        max_new_tokens: int,
         watch: Stopwatch | None = None,
     ) -> None:
         self.watch = Stopwatch() if watch is None else watch
@@ -86,8 +87,7 @@ class DecoderChain:
         self._backend = backend
         self._dtype = manifest.graphs[0].inputs[0].dtype
         self._caches = [
-            SegmentCache(segment, manifest.decoder, backend=backend, dtype=self._dtype)
-            for segment in schedule.segments
+            segment_cache(graph, backend, max_new_tokens=max_new_tokens) for graph in graphs
         ]
         self.next_position = 0
 
@@ -145,7 +145,10 @@ class DecoderChain:
         layout, num_rows = rows.layout, rows.layout.num_rows
         with self.watch.stage("prune"):
             plan = self._plan(index, layout, pruning)
-            prune_inputs = self._plan_inputs(plan, layout)
+            num_leaving = _num_leaving(plan, layout)
+            change = 0 if plan is None else plan.quota_change(layout)
+            self._check_room(index, num_leaving, self._graphs[index].limits.max_kept, change)
+            prune_inputs = self._plan_inputs(plan, layout, num_kept=num_leaving)
         with self.watch.stage(DECODER.format(index)):
             entering = self._segment_inputs(
                 index, rows.hidden, rows.cos, rows.sin, num_rows=num_rows
@@ -158,6 +161,7 @@ class DecoderChain:
             if plan is not None and scores is not None and plan.needs_host:
                 kept = plan.select(scores, layout)
                 survivors = [self._backend.take_rows(tensor, kept) for tensor in survivors]
+            self._check_room(index, len(kept), self._graphs[index + 1].limits.max_rows, change)
             hidden, cos, sin = survivors
             pruned = _Rows(hidden=hidden, cos=cos, sin=sin, layout=layout.keep(kept))
         return pruned, PrunedStage(
@@ -165,7 +169,20 @@ class DecoderChain:
             criterion="none" if plan is None or pruning is None else pruning.criterion,
             layout=pruned.layout,
             scores=scores,
-            quota_change=0 if plan is None else plan.quota_change(layout),
+            quota_change=change,
+        )
+
+    def _check_room(self, index: int, num_kept: int, limit: int | None, quota_change: int) -> None:
+        """Refuse a stage that keeps more rows than the graphs around it were built for."""
+        if limit is None or num_kept <= limit:
+            return
+        stage = f"the pruning stage before layer {self._schedule.stages[index]}"
+        why = f", {quota_change} of them beyond its quota for protected regions"
+        raise BackendError(
+            f"{stage} keeps {num_kept} rows (text and visual tokens)"
+            f"{why if quota_change > 0 else ''}, but the engines here take at most {limit}; "
+            f"keep or protect less, shorten the prompt, or build them with a higher "
+            f"--max-keep-ratio"
         )
 
     def _plan(self, index: int, layout: Layout, pruning: Pruning | None) -> StagePlan | None:
@@ -181,19 +198,19 @@ class DecoderChain:
             inputs = self._segment_inputs(last, rows.hidden, rows.cos, rows.sin, num_rows=num_rows)
             return self._logits(self._run(last, inputs, num_rows=num_rows))
 
-    def _plan_inputs(self, plan: StagePlan | None, layout: Layout) -> dict[str, Tensor]:
+    def _plan_inputs(
+        self, plan: StagePlan | None, layout: Layout, *, num_kept: int
+    ) -> dict[str, Tensor]:
         """Return the prune inputs of a stage; without a plan every row passes."""
         if plan is None:
             zeros = np.zeros((1, layout.num_rows), np.float32)
             identity = self._identity_tables(layout.num_rows)
-            return self._prune_inputs(zeros, zeros, *identity, num_kept=layout.num_rows)
+            return self._prune_inputs(zeros, zeros, *identity, num_kept=num_kept)
         if plan.score_rotation == "rotary":
             cos, sin = rotary_tables(self._manifest.rotary, layout.positions)
             tables = (cos[None], sin[None])
         else:
             tables = self._identity_tables(layout.num_rows)
-        # A plan that the host finishes lets every row pass and reads the scores.
-        num_kept = layout.num_rows if plan.needs_host else plan.num_kept(layout)
         mask = score_mask(layout, plan.score_domain)
         return self._prune_inputs(
             plan.priority(layout)[None], mask[None], *tables, num_kept=num_kept
@@ -219,15 +236,16 @@ class DecoderChain:
     def _segment_inputs(
         self, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, *, num_rows: int
     ) -> dict[str, Tensor]:
-        past = self._caches[index].length
-        # Row i sits in slot past + i and sees every slot up to its own.
-        mask = np.tril(np.ones((num_rows, past + num_rows), np.bool_), past)
+        cache = self._caches[index]
+        cache_inputs = cache.inputs(num_rows)
+        # Row i sits in slot length + i and sees every slot up to its own.
+        mask = np.tril(np.ones((num_rows, cache.num_seen(num_rows)), np.bool_), cache.length)
         return {
             "inputs_embeds" if index == 0 else "hidden_states": hidden,
             "cos": cos,
             "sin": sin,
             "attention_mask": self._backend.upload(mask[None, None]),
-            **self._caches[index].inputs(),
+            **cache_inputs,
         }
 
     def _run(self, index: int, inputs: dict[str, Tensor], *, num_rows: int) -> dict[str, Tensor]:
@@ -263,3 +281,8 @@ class DecoderChain:
 
     def _upload(self, array: NDArray[Any]) -> Tensor:
         return self._backend.upload(np.ascontiguousarray(array, dtype=self._dtype))
+
+
+def _num_leaving(plan: StagePlan | None, layout: Layout) -> int:
+    """Return the rows that leave a graph; all of them where the host finishes the selection."""
+    return layout.num_rows if plan is None or plan.needs_host else plan.num_kept(layout)

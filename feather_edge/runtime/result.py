@@ -78,6 +78,7 @@ class Result:
         peak_rss_mib: most host memory of the process until now.
         backend: what ran the graphs, and where.
         precision: of the graphs.
+        notes: how the backend ran, where that is not as one might expect.
     """
 
     text: str
@@ -101,13 +102,14 @@ class Result:
     backend: str
     device: str
     precision: str
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values, ready for JSON."""
         record = {
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "stages"
         }
-        for name in ("token_ids", "segment_ms", "itl_ms"):
+        for name in ("token_ids", "segment_ms", "itl_ms", "notes"):
             record[name] = list(record[name])
         record["rasters"] = [
             {

@@ -94,6 +94,7 @@ class Session:
         backend: str | Backend = "auto",
         target: str | None = None,
         num_threads: int | None = None,
+        cuda_graphs: bool = True,
     ) -> Session:
         """Open a bundle.
 
@@ -103,6 +104,8 @@ class Session:
             target: whose engines a TensorRT backend runs, as ``agx-orin-64gb``; None takes those
                 of the only target there is.
             num_threads: of one graph run on the CPU; None lets the backend choose.
+            cuda_graphs: whether TensorRT's decode steps may be captured as CUDA graphs, which
+                happens where KV caches are updated in place; ``notes`` say why not.
 
         Raises:
             BundleError: if the folder is no valid bundle.
@@ -111,10 +114,13 @@ class Session:
         start_s = time.perf_counter()
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if isinstance(backend, str):
-            backend = create_backend(backend, opened, target=target, num_threads=num_threads)
-        elif target is not None or num_threads is not None:
-            wanted = f"target {target}" if target is not None else f"num_threads {num_threads}"
-            raise BackendError(f"{wanted} goes with a backend's name, not with your own")
+            backend = create_backend(
+                backend, opened, target=target, num_threads=num_threads, cuda_graphs=cuda_graphs
+            )
+        elif target is not None or num_threads is not None or not cuda_graphs:
+            given = [f"target {target}"] if target is not None else []
+            given += [f"num_threads {num_threads}"] if num_threads is not None else ["cuda_graphs"]
+            raise BackendError(f"{given[0]} goes with a backend's name, not with your own")
         session = cls(opened, backend)
         session.load_ms = (time.perf_counter() - start_s) * 1e3
         return session
@@ -135,6 +141,11 @@ class Session:
         """What runs the graphs."""
         self._require_open()
         return self._backend
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to know of how the backend runs, such as what it leaves out."""
+        return self._backend.notes if self._is_open else ()
 
     def close(self) -> None:
         """Let go of graphs, weights and device; a closed session can only be closed again.
@@ -214,7 +225,7 @@ class Session:
         with self._turn(), watch.stage("prefill"):
             embeds = self._embeddings[encoded.prompt_ids]  # [S, D]
             embeds[encoded.is_image] = features
-            run = self._begin(layout, pruning, watch)
+            run = self._begin(layout, pruning, watch, limit)
             logits = run.prefill(embeds)
         # 5. Decode: each token passes the same graphs, over each segment's own cache.
         answer = Answer(limit=limit, decoder=self._prompt.stream_decoder())
@@ -297,7 +308,9 @@ class Session:
         features = self._backend.download(self._vision.run(inputs)["image_features"])
         return features if prepared.arrange is None else prepared.arrange(features)
 
-    def _begin(self, layout: Layout, pruning: Pruning, watch: Stopwatch) -> Run:
+    def _begin(
+        self, layout: Layout, pruning: Pruning, watch: Stopwatch, max_new_tokens: int
+    ) -> Run:
         schedule = self.bundle.schedule
         if pruning.criterion != "none":
             criterion(pruning.criterion)  # unknown is wrong also where nothing can be pruned
@@ -307,7 +320,12 @@ class Session:
         if reason and (layout.is_protected | layout.is_forbidden).any():
             raise RequestError(f"regions have no effect, since {reason}; prune, or leave them out")
         chain = DecoderChain(
-            self._decoders, self.bundle.manifest, schedule, self._backend, watch=watch
+            self._decoders,
+            self.bundle.manifest,
+            schedule,
+            self._backend,
+            max_new_tokens=max_new_tokens,
+            watch=watch,
         )
         return Run(chain=chain, layout=layout, pruning=None if reason else pruning, reason=reason)
 
@@ -336,6 +354,7 @@ class Session:
             backend=self._backend.name,
             device=self._backend.device,
             precision=self.bundle.manifest.recipe.precision,
+            notes=self.notes,
         )
 
 

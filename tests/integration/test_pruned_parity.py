@@ -159,11 +159,12 @@ def test_tiny_models_keep_and_answer_as_the_reference(
         assert not tiny.run(images, "where is the red circle ?", pruning)
 
 
+@pytest.mark.parametrize("opset", ["24", "18"])
 @pytest.mark.parametrize(("method", "selection"), KINDS)
-def test_the_older_operators_keep_the_same(
-    bundles: BundleFactory, method: str, selection: str
+def test_other_operators_keep_the_same(
+    bundles: BundleFactory, method: str, selection: str, opset: str
 ) -> None:
-    recipe = ExportRecipe(stages=STAGES, opset="18")
+    recipe = ExportRecipe(stages=STAGES, opset=opset)
     pair = open_pair(bundles(num_layers=6, image_size=56, recipe=recipe))
     pruning = ReferencePruning(method=method, selection=selection, stages=STAGES)
 

@@ -103,7 +103,11 @@ class ChainRunner:
         embeds = self._embeddings[prompt_ids]
         embeds[is_visual] = self.image_features(pixel_values)
         self._chain = DecoderChain(
-            self._graphs, self._bundle.manifest, self._bundle.schedule, self._backend
+            self._graphs,
+            self._bundle.manifest,
+            self._bundle.schedule,
+            self._backend,
+            max_new_tokens=64,
         )
         return self._chain.prefill(embeds, Layout.full(len(prompt_ids), spans), pruning)
 

@@ -28,6 +28,7 @@ def create_backend(
     *,
     target: str | None = None,
     num_threads: int | None = None,
+    cuda_graphs: bool = True,
 ) -> Backend:
     """Return the backend called ``name``.
 
@@ -36,6 +37,7 @@ def create_backend(
         bundle: whose engines, for a backend that runs engines.
         target: which of its engines; None takes the only ones there are.
         num_threads: of one graph run on the CPU; None lets the backend choose.
+        cuda_graphs: whether decode steps of engines may be captured as CUDA graphs.
 
     Raises:
         BackendError: if the name is unknown, the backend's package is not installed, or the
@@ -53,12 +55,21 @@ def create_backend(
             )
         from feather_edge.runtime.backends.tensorrt import TensorRTBackend
 
-        return TensorRTBackend(bundle, target=target, name=name)
+        return TensorRTBackend(bundle, target=target, name=name, cuda_graphs=cuda_graphs)
     if target is not None:
         raise BackendError(
             f"target {target} names engines, but backend {name} runs ONNX graphs; choose "
             f"{' or '.join(ENGINE_BACKENDS)}, or leave the target out"
         )
+    if not cuda_graphs:
+        raise BackendError(
+            f"CUDA graphs are of engines, and backend {name} runs ONNX graphs without them; "
+            f"choose {' or '.join(ENGINE_BACKENDS)}, or leave the option out"
+        )
+    if name == "openvino":
+        from feather_edge.runtime.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(num_threads=num_threads)
     from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(num_threads=num_threads)

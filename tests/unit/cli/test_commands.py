@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from feather_edge.cli import main
+from feather_edge.cli.doctor import describe_platform
 from feather_edge.errors import CheckpointError
 from feather_edge.export import pipeline
 from feather_edge.platform_facts import read_platform
@@ -169,7 +170,11 @@ class FakeSession:
     def __exit__(self, *_: object) -> None:
         self.closed = True
 
-    def open(self, bundle: Path, *, backend: str, target: str | None) -> FakeSession:
+    notes = ()
+
+    def open(
+        self, bundle: Path, *, backend: str, target: str | None, cuda_graphs: bool
+    ) -> FakeSession:
         self.opened = (bundle, backend, target)
         return self
 
@@ -305,15 +310,21 @@ REPORT = SimpleNamespace(
 )  # fmt: skip
 
 
+def test_what_the_platform_says_is_one_line() -> None:
+    said = describe_platform(REPORT)
+    assert said.startswith("board NVIDIA Jetson Orin Nano Engineering Reference Developer Kit")
+    assert said.endswith(
+        ", JetPack 6.2, L4T 36.4.3, CUDA 12.6.11, TensorRT 10.3.0.30, driver 540.4.0, "
+        "GPU sm 8.7, GPU clock now 306 MHz of 1020, power mode 15W, "
+        "memory 5957 of 7619 MiB free, swap 0 MiB"
+    )
+
+
 def test_doctor(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("feather_edge.doctor.examine", lambda _bundle: REPORT)
     assert succeed(runner, "doctor").splitlines() == [
         "feather-edge 0.1.0, Python 3.11, Linux, aarch64, glibc 2.35, 6 cores",
-        (
-            "board NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super, JetPack 6.2, "
-            "L4T 36.4.3, CUDA 12.6.11, TensorRT 10.3.0.30, driver 540.4.0, GPU sm 8.7, "
-            "GPU clock now 306 MHz of 1020, power mode 15W, memory 5957 of 7619 MiB free, swap 0 MiB"
-        ),
+        describe_platform(REPORT),
         "",
         "onnxruntime     cuda      missing   pip install 'feather-edge[gpu]'",
         "fake            none      works",
@@ -358,7 +369,7 @@ def test_recipes_shows_one_with_every_key(runner: CliRunner) -> None:
         "stride = 3",
         'selection = "fill"',
         'precision = "fp32"',
-        'opset = "both"',
+        'opset = "all"',
         "seed = 0",
         'pre_prune = "none"',
         "pre_keep_ratio = 0.5",
