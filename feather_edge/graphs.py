@@ -10,11 +10,29 @@ Hkv key/value heads, Dh head width, V vocabulary, N images.
 ``image_features`` [tokens, D]     float  visual tokens of all images in a row, projected
 =================  ==============  =====  ====================================================
 
+``vision_encoder`` of families that keep a picture's resolution, one picture a call; M patches of a
+visual token, W windows, Q visual tokens of a window, Dv the encoder's head width.
+
+========================== ===================== ===== =======================================
+``pixel_values``           [tokens, M, C T P P]  float patches; the frame is repeated T times
+``rotary_cos``             [tokens, M, Dv/2]     float of a patch's place; ``rotary_sin``
+``window_index`` *         [W, Q]                i64   the visual token in each slot of a window
+``window_mask`` *          [W, 1, Q M, Q M]      bool  False for slots that hold no token
+``window_slots`` *         [tokens]              i64   the slot of each, through all windows
+``position_index`` *       [tokens, M, 4]        i64   learned positions around a patch
+``position_weights`` *     [tokens, M, 4]        float of each of the four
+``image_features``         [tokens, D]           float visual tokens, row by row
+``deepstack_features.N`` * [tokens, D]           float of an earlier layer; plane N of DeepStack
+========================== ===================== ===== =======================================
+
+\\* where the encoder has such.
+
 ``decoder_i``, one per segment
 
 =========================== ================ ===== ===============================================
 ``inputs_embeds`` (i = 0)    [B, S, D]        float what enters the first segment
 ``hidden_states`` (i > 0)    [B, S, D]        float what the segment before gave
+``deepstack_embeds.N`` (i=0) [B, S, D]        float added after layer N; 0 but for visual tokens
 ``cos``, ``sin``             [B, S, Dh/2]     float rotary tables of the original positions
 ``attention_mask``           [B, 1, S, T]     bool  True where a row may look: causal and padding
 ``past_key_values.N.key``    [B, Hkv, P, Dh]  float N counts layers of the whole model; ``.value``
@@ -67,6 +85,9 @@ TENSORRT_VERSIONS = {24: ">=10.15", 23: ">=10.15", 18: ">=10.3"}
 WRITE_INDICES = "write_indices"
 CACHE_CAPACITY = "cache_capacity"
 """The input, and the name of the dimension, that only caches in place have."""
+
+DEEPSTACK_FEATURES = "deepstack_features.{}"
+DEEPSTACK_EMBEDS = "deepstack_embeds.{}"
 
 EMBED_TOKENS_FILE = "onnx/embed_tokens.safetensors"
 EMBED_TOKENS_TENSOR = "embed_tokens.weight"
@@ -175,6 +196,58 @@ def vision_encoder_spec(
     return _graph_spec(VISION_ENCODER, dict.fromkeys(opsets, (inputs, outputs)))
 
 
+def patch_encoder_spec(
+    *,
+    patches_per_token: int,
+    patch_width: int,
+    head_dim: int,
+    tokens_per_window: int,
+    has_positions: bool,
+    num_planes: int,
+    hidden_size: int,
+    dtype: DType,
+    opsets: tuple[int, ...],
+) -> GraphSpec:
+    """Return the contract of a vision encoder that takes the patches of one picture.
+
+    Args:
+        patches_per_token: that are merged into a visual token.
+        patch_width: numbers of a patch.
+        head_dim: of the vision encoder's attention.
+        tokens_per_window: visual tokens of a window of its attention; 0 for no windows.
+        has_positions: learned positions are added to the patches.
+        num_planes: of DeepStack.
+        hidden_size: of the decoder.
+        dtype: of the floats.
+        opsets: of the forms.
+    """
+    patches = ("visual_tokens", patches_per_token)
+    inputs = [
+        TensorSpec(name="pixel_values", dtype=dtype, shape=(*patches, patch_width)),
+        TensorSpec(name="rotary_cos", dtype=dtype, shape=(*patches, head_dim // 2)),
+        TensorSpec(name="rotary_sin", dtype=dtype, shape=(*patches, head_dim // 2)),
+    ]
+    if tokens_per_window:
+        per_window = tokens_per_window * patches_per_token
+        mask = ("num_windows", 1, per_window, per_window)
+        inputs += [
+            TensorSpec(
+                name="window_index", dtype="int64", shape=("num_windows", tokens_per_window)
+            ),
+            TensorSpec(name="window_mask", dtype="bool", shape=mask),
+            TensorSpec(name="window_slots", dtype="int64", shape=("visual_tokens",)),
+        ]
+    if has_positions:
+        inputs += [
+            TensorSpec(name="position_index", dtype="int64", shape=(*patches, 4)),
+            TensorSpec(name="position_weights", dtype=dtype, shape=(*patches, 4)),
+        ]
+    names = ["image_features", *map(DEEPSTACK_FEATURES.format, range(num_planes))]
+    tokens = ("visual_tokens", hidden_size)
+    outputs = tuple(TensorSpec(name=name, dtype=dtype, shape=tokens) for name in names)
+    return _graph_spec(VISION_ENCODER, dict.fromkeys(opsets, (tuple(inputs), outputs)))
+
+
 def decoder_spec(
     index: int,
     layers: range,
@@ -183,8 +256,15 @@ def decoder_spec(
     is_last: bool,
     dtype: DType,
     opsets: tuple[int, ...],
+    num_planes: int = 0,
 ) -> GraphSpec:
-    """Return the contract of segment ``index``, which holds decoder layers ``layers``."""
+    """Return the contract of segment ``index``, which holds decoder layers ``layers``.
+
+    The first segment takes the ``num_planes`` planes of DeepStack.
+    """
+    names = map(DEEPSTACK_EMBEDS.format, range(num_planes if index == 0 else 0))
+    tokens = ("batch", "sequence", shape.hidden_size)
+    planes = [TensorSpec(name=name, dtype=dtype, shape=tokens) for name in names]
     contracts = {}
     for opset in opsets:
         in_place = opset == IN_PLACE_OPSET
@@ -197,7 +277,7 @@ def decoder_spec(
             past.append(TensorSpec(name=WRITE_INDICES, dtype="int64", shape=("batch",)))
         inputs, outputs = _row_specs(index, shape, is_last=is_last, dtype=dtype)
         prune_inputs = () if is_last else _prune_inputs(shape)
-        contracts[opset] = ((*inputs, *past, *prune_inputs), (*present, *outputs))
+        contracts[opset] = ((*inputs, *past, *planes, *prune_inputs), (*present, *outputs))
     return _graph_spec(DECODER.format(index), contracts)
 
 

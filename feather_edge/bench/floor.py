@@ -8,8 +8,9 @@ get above it.
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -19,14 +20,19 @@ from feather_edge.evaluate.cost import segment_flops
 from feather_edge.images import load_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
 
     from feather_edge.bench.rates import MachineRates
     from feather_edge.bench.summary import Summary
     from feather_edge.bundle import Bundle
+    from feather_edge.graphs import GraphSpec
     from feather_edge.images.pixels import ImageSource
 
 __all__ = ["Floor", "GraphFloor", "RequestFloor", "static_floor"]
+
+Number = TypeVar("Number", int, float)
 
 
 class GraphFloor(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,16 +171,14 @@ class _Floors:
     def _vision(self) -> GraphFloor:
         spec = self._bundle.vision_encoder
         prepared = self._bundle.manifest.image.prepare([load_image(self._image)])
-        sizes = {
-            dim: size
-            for tensor in spec.inputs
-            for dim, size in zip(tensor.shape, prepared.inputs[tensor.name].shape, strict=True)
-            if isinstance(dim, str)
-        }
-        cost = graph_cost(self._bundle.path / spec.file, sizes)
-        if cost is None:
-            return self._graph(spec.name, None, None, None)
-        return self._graph(spec.name, cost.matmul and cost.matmul[0], cost.flops, cost.matmul)
+        costs = [
+            graph_cost(self._bundle.path / spec.file, _sizes(spec, call))
+            for call in prepared.calls
+        ]
+        flops = _sum(None if cost is None else cost.flops for cost in costs)
+        matmuls = [cost.matmul for cost in costs if cost is not None and cost.matmul is not None]
+        largest = max(matmuls, key=math.prod, default=None)
+        return self._graph(spec.name, largest and largest[0], flops, largest)
 
     def _graph(
         self,
@@ -202,7 +206,18 @@ class _Floors:
         return None if self._copy_rate is None else num_bytes / self._copy_rate * 1e3
 
 
-def _sum(values: Iterable[float | None]) -> float | None:
+def _sizes(spec: GraphSpec, call: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """Return the sizes of the named dimensions in one run of a graph."""
+    return {
+        dim: size
+        for tensor in spec.inputs
+        for dim, size in zip(tensor.shape, call[tensor.name].shape, strict=True)
+        if isinstance(dim, str)
+    }
+
+
+def _sum(values: Iterable[Number | None]) -> Number | None:
     """Return the sum, None where a part is unknown."""
     parts = list(values)
-    return None if None in parts else sum(part for part in parts if part is not None)
+    known = [part for part in parts if part is not None]
+    return sum(known[1:], known[0]) if known and len(known) == len(parts) else None

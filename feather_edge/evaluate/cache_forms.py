@@ -79,5 +79,7 @@ def _masks(graph: Graph) -> list[str]:
 
 
 def _padded(array: NDArray[Any], size: int, *, axis: int) -> NDArray[Any]:
+    """Return an array with zeros up to ``size``; one that is longer is left to be refused."""
+    size = max(size, array.shape[axis])
     widths = [(0, size - array.shape[axis] if each == axis else 0) for each in range(array.ndim)]
     return np.pad(array, widths)

@@ -58,7 +58,7 @@ class Dialect(Protocol):
         query: ir.Value,
         key: ir.Value,
         value: ir.Value,
-        mask: ir.Value,
+        mask: ir.Value | None,
         *,
         heads: tuple[int, int],
         head_dim: int,
@@ -68,6 +68,7 @@ class Dialect(Protocol):
 
         The mask [B, 1, S, T] is explicit: TensorRT refuses ``is_causal`` beside a mask, and a
         causal flag alone would need every runtime to agree on the offset of cached positions.
+        Without one every row sees every other.
         """
         ...
 
@@ -131,14 +132,15 @@ class Opset23(_GrownCache):
         query: ir.Value,
         key: ir.Value,
         value: ir.Value,
-        mask: ir.Value,
+        mask: ir.Value | None,
         *,
         heads: tuple[int, int],  # noqa: ARG002 - the operator reads them from the shapes
         head_dim: int,  # noqa: ARG002
         name: str,
     ) -> ir.Value:
         """See ``Dialect``."""
-        return g.op("Attention", query, key, value, mask, name=name)
+        masks = [] if mask is None else [mask]
+        return g.op("Attention", query, key, value, *masks, name=name)
 
     def packed_attention(
         self,
@@ -224,7 +226,7 @@ class Opset18(_GrownCache):
         query: ir.Value,
         key: ir.Value,
         value: ir.Value,
-        mask: ir.Value,
+        mask: ir.Value | None,
         *,
         heads: tuple[int, int],
         head_dim: int,
@@ -238,8 +240,9 @@ class Opset18(_GrownCache):
             grouped = g.op("Reshape", query, shape, name="groups")  # [B, Hkv, H/Hkv, S, Dh]
             keys = g.op("Unsqueeze", key, g.ints(2), name="keys")  # [B, Hkv, 1, T, Dh]
             values = g.op("Unsqueeze", value, g.ints(2), name="values")
-            visible = g.unsqueeze_once(mask, 1)  # [B, 1, 1, S, T]
-            attended = self._attend(g, grouped, keys, values, visible, head_dim=head_dim)
+            visible = None if mask is None else g.unsqueeze_once(mask, 1)  # [B, 1, 1, S, T]
+            columns = g.op("Transpose", keys, name="key_columns", perm=[0, 1, 2, 4, 3])
+            attended = self._attend(g, grouped, columns, values, visible, head_dim=head_dim)
             return g.op("Reshape", attended, g.ints(0, num_heads, -1, head_dim), name="heads")
 
     def packed_attention(
@@ -260,7 +263,8 @@ class Opset18(_GrownCache):
                 by_head = g.op("Reshape", x, shape, name=f"{part}_heads")
                 unpacked.append(g.op("Transpose", by_head, name=part, perm=[0, 2, 1, 3]))
             queries, keys, values = unpacked
-            attended = self._attend(g, queries, keys, values, None, head_dim=head_dim)
+            columns = g.op("Transpose", keys, name="key_columns", perm=[0, 1, 3, 2])
+            attended = self._attend(g, queries, columns, values, None, head_dim=head_dim)
             rows_first = g.op("Transpose", attended, name="rows_first", perm=[0, 2, 1, 3])
             return g.op("Reshape", rows_first, g.ints(0, 0, num_heads * head_dim), name="pack")
 
@@ -268,15 +272,13 @@ class Opset18(_GrownCache):
         self,
         g: GraphBuilder,
         query: ir.Value,
-        key: ir.Value,
+        columns: ir.Value,
         value: ir.Value,
         visible: ir.Value | None,
         *,
         head_dim: int,
     ) -> ir.Value:
         scaled = g.op("Mul", query, g.scalar("attention_scale", head_dim**-0.5), name="scaled")
-        axes = [0, 1, 3, 2] if visible is None else [0, 1, 2, 4, 3]
-        columns = g.op("Transpose", key, name="key_columns", perm=axes)
         logits = g.op("MatMul", scaled, columns, name="logits")
         if visible is not None:
             lowest = g.scalar("masked_logit", float(np.finfo(np.dtype(g.dtype)).min) / 2)

@@ -11,6 +11,7 @@ import msgspec
 from feather_edge import __version__
 from feather_edge.bundle import Bundle, staging_folder, write_manifest
 from feather_edge.checkpoint.reader import Checkpoint
+from feather_edge.errors import RecipeError
 from feather_edge.export.embeddings import write_embeddings
 from feather_edge.export.families import FamilyModel, read_family
 from feather_edge.export.segment import write_segment
@@ -52,7 +53,7 @@ def export(
     # 1. Understand the checkpoint, and settle where the decoder is split.
     source = Checkpoint.open(checkpoint)
     model = read_family(source)
-    schedule = _schedule(recipe, model.text)
+    schedule = _schedule(recipe, model)
     dtype = DTYPES[recipe.precision]
     opsets = OPSETS if recipe.opset == "all" else (int(recipe.opset),)
     with staging_folder(output, force=force) as folder:
@@ -74,6 +75,7 @@ def export(
                 is_last=segment == schedule.segments[-1],
                 dtype=dtype,
                 opsets=opsets,
+                num_planes=model.num_planes,
             )
             compose = partial(write_segment, segment=segment, model=model, folder=folder)
             specs.append(writer.write(spec, compose))
@@ -87,13 +89,22 @@ def export(
     return Bundle.open(output)
 
 
-def _schedule(recipe: ExportRecipe, text: TextConfig) -> PruningSchedule:
+def _schedule(recipe: ExportRecipe, model: FamilyModel) -> PruningSchedule:
+    num_layers, num_planes = model.text.num_layers, model.num_planes
     if recipe.prune == "none" and recipe.stages is None:
-        return PruningSchedule(num_layers=text.num_layers)
+        return PruningSchedule(num_layers=num_layers)
     if recipe.stages is None:
         num_stages = max(2, len(recipe.keep_ratio))
-        return PruningSchedule.default(text.num_layers, num_stages=num_stages)
-    return PruningSchedule(num_layers=text.num_layers, stages=recipe.stages)
+        schedule = PruningSchedule.default(num_layers, num_stages=num_stages)
+    else:
+        schedule = PruningSchedule(num_layers=num_layers, stages=recipe.stages)
+    if schedule.stages and schedule.stages[0] < num_planes:
+        raise RecipeError(
+            f"stages {schedule.stages}: this model adds visual features to its visual tokens "
+            f"after each of the layers 0 to {num_planes - 1}, so they can be pruned before layer "
+            f"{num_planes} at the earliest; name other stages"
+        )
+    return schedule
 
 
 def decoder_shape(text: TextConfig) -> DecoderShape:
@@ -138,12 +149,17 @@ def _manifest(
 
 
 def _rotary(text: TextConfig) -> Rotary:
-    scaling = text.rope_scaling
-    if scaling is None:
-        return Rotary(head_dim=text.head_dim, theta=text.rope_theta)
-    return Rotary(
+    scaling, mrope = text.rope_scaling, text.mrope
+    plain = Rotary(
         head_dim=text.head_dim,
         theta=text.rope_theta,
+        sections=None if mrope is None else mrope.sections,
+        is_interleaved=mrope is not None and mrope.is_interleaved,
+    )
+    if scaling is None:
+        return plain
+    return msgspec.structs.replace(
+        plain,
         scaling=scaling.type,
         factor=scaling.factor,
         low_freq_factor=scaling.low_freq_factor or 1.0,

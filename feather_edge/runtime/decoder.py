@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feather_edge.errors import BackendError
-from feather_edge.graphs import DECODER
+from feather_edge.graphs import DECODER, DEEPSTACK_EMBEDS
 from feather_edge.pruning.criteria import criterion
 from feather_edge.pruning.scores import score_mask
 from feather_edge.runtime.kv_cache import segment_cache
-from feather_edge.runtime.rotary import rotary_tables
+from feather_edge.runtime.rotary import prompt_coordinates, rotary_tables
 from feather_edge.runtime.timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -64,10 +64,15 @@ class _Rows:
 class DecoderChain:
     """All segments of a decoder, with the caches of one request.
 
-    Attributes:
+    Args:
+        graphs: of the segments, in order.
+        manifest: of the bundle.
+        schedule: where the decoder is split.
+        backend: that opened the graphs.
+        max_new_tokens: of the answer; room for them where a graph leaves the capacity of its
+            caches open. The default is for chains that only prefill.
         watch: notes each segment's prefill under its graph's name, and the host's part in pruning
-            as ``prune``.
-        next_position: of the token that comes next.
+            as ``prune``; None for nobody who looks.
     """
 
     def __init__(
@@ -77,7 +82,7 @@ class DecoderChain:
         schedule: PruningSchedule,
         backend: Backend,
         *,
-        max_new_tokens: int,
+        max_new_tokens: int = 1,
         watch: Stopwatch | None = None,
     ) -> None:
         self.watch = Stopwatch() if watch is None else watch
@@ -90,9 +95,15 @@ class DecoderChain:
             segment_cache(graph, backend, max_new_tokens=max_new_tokens) for graph in graphs
         ]
         self.next_position = 0
+        self._planes: dict[str, Tensor] = {}
 
     def prefill(
-        self, embeds: NDArray[Any], layout: Layout, pruning: Pruning | None
+        self,
+        embeds: NDArray[Any],
+        layout: Layout,
+        pruning: Pruning | None,
+        *,
+        planes: NDArray[Any] | None = None,
     ) -> tuple[NDArray[np.float32], list[PrunedStage]]:
         """Run the prompt through all segments, pruning between them.
 
@@ -100,18 +111,23 @@ class DecoderChain:
             embeds: [S, D], visual tokens spliced in.
             layout: of the rows given; those pruned before the decoder are missing.
             pruning: what to keep; None keeps everything.
+            planes: [planes, S, D] of DeepStack; None for a decoder without.
 
         Returns:
             Logits [V] of the next token, and what each stage did.
         """
-        cos, sin = self._tables(layout.positions)
+        coordinates = self._coordinates(layout)
+        cos, sin = self._tables(coordinates[:, layout.positions])
         rows = _Rows(hidden=self._upload(embeds[None]), cos=cos, sin=sin, layout=layout)
+        self._planes = {} if planes is None else self._named_planes(planes)
         stages: list[PrunedStage] = []
         for index, before_layer in enumerate(self._schedule.stages):
             rows, stage = self._prefill_segment(index, rows, pruning, before_layer)
             stages.append(stage)
         logits = self._last_segment(rows)
-        self.next_position = layout.num_positions
+        self.next_position = int(coordinates.max()) + 1
+        zeros = np.zeros((len(self._planes), 1, embeds.shape[-1]), self._dtype)
+        self._planes = self._named_planes(zeros)  # new tokens are text
         return logits, stages
 
     def decode_step(self, embed: NDArray[Any]) -> NDArray[np.float32]:
@@ -207,7 +223,8 @@ class DecoderChain:
             identity = self._identity_tables(layout.num_rows)
             return self._prune_inputs(zeros, zeros, *identity, num_kept=num_kept)
         if plan.score_rotation == "rotary":
-            cos, sin = rotary_tables(self._manifest.rotary, layout.positions)
+            coordinates = self._coordinates(layout)[:, layout.positions]
+            cos, sin = rotary_tables(self._manifest.rotary, coordinates)
             tables = (cos[None], sin[None])
         else:
             tables = self._identity_tables(layout.num_rows)
@@ -246,6 +263,14 @@ class DecoderChain:
             "sin": sin,
             "attention_mask": self._backend.upload(mask[None, None]),
             **cache_inputs,
+            **(self._planes if index == 0 else {}),
+        }
+
+    def _named_planes(self, planes: NDArray[Any]) -> dict[str, Tensor]:
+        """Return [planes, S, D] as inputs of the first segment."""
+        return {
+            DEEPSTACK_EMBEDS.format(number): self._upload(plane[None])
+            for number, plane in enumerate(planes)
         }
 
     def _run(self, index: int, inputs: dict[str, Tensor], *, num_rows: int) -> dict[str, Tensor]:
@@ -271,8 +296,12 @@ class DecoderChain:
         logits: NDArray[np.float32] = self._backend.download(outputs["logits"])[0, -1]
         return logits
 
-    def _tables(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        cos, sin = rotary_tables(self._manifest.rotary, positions)
+    def _coordinates(self, layout: Layout) -> NDArray[np.int64]:
+        """Return what turns each row of the unpruned prompt, [axes, rows]."""
+        return prompt_coordinates(self._manifest.rotary, layout.num_positions, layout.spans)
+
+    def _tables(self, coordinates: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        cos, sin = rotary_tables(self._manifest.rotary, coordinates)
         return self._upload(cos[None]), self._upload(sin[None])
 
     def _identity_tables(self, num_rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -31,9 +31,8 @@ from feather_edge.runtime.prompt import PromptFormatter
 from feather_edge.runtime.regions import mark_regions
 from feather_edge.runtime.request import Answer, Run
 from feather_edge.runtime.result import Result, Token
-from feather_edge.runtime.rotary import rotary_frequencies
 from feather_edge.runtime.sampling import Sampler, Sampling
-from feather_edge.runtime.spans import place_spans
+from feather_edge.runtime.spans import place_spans, prompt_layout
 from feather_edge.runtime.timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -218,15 +217,18 @@ class Session:
             encoded = self._prompt.encode(prompt, images=prepared.prompt_pieces)
             layout = self._layout(encoded, prepared, pictures, regions)
             limit = self._max_new_tokens(max_new_tokens, layout)
-        # 2. Visual tokens [V, D].
+        # 2. Visual tokens [V, D], and further planes of them where the decoder adds such.
         with self._turn(), watch.stage("vision"):
-            features = self._encode_images(prepared)
+            features, *deep = self._encode_images(prepared)
         # 3. Splice them into the prompt's embeddings; 4. run the segments, pruning in between.
         with self._turn(), watch.stage("prefill"):
             embeds = self._embeddings[encoded.prompt_ids]  # [S, D]
             embeds[encoded.is_image] = features
+            planes = np.zeros((len(deep), *embeds.shape), embeds.dtype)
+            for plane, values in zip(planes, deep, strict=True):
+                plane[encoded.is_image] = values
             run = self._begin(layout, pruning, watch, limit)
-            logits = run.prefill(embeds)
+            logits = run.prefill(embeds, planes)
         # 5. Decode: each token passes the same graphs, over each segment's own cache.
         answer = Answer(limit=limit, decoder=self._prompt.stream_decoder())
         while True:
@@ -269,11 +271,8 @@ class Session:
         pictures: Sequence[Image.Image],
         regions: Sequence[Region],
     ) -> Layout:
-        layout = Layout.full(
-            len(encoded.prompt_ids),
-            place_spans(prepared.rasters, encoded.is_image),
-            frequencies=rotary_frequencies(self.bundle.manifest.rotary),
-        )
+        spans = place_spans(prepared.rasters, encoded.is_image)
+        layout = prompt_layout(self.bundle.manifest.rotary, len(encoded.prompt_ids), spans)
         sizes = [picture.size for picture in pictures]
         return mark_regions(layout, regions, sizes, prepared.rasters)
 
@@ -296,17 +295,23 @@ class Session:
         return requested
 
     def _encode_images(self, prepared: PreparedImages) -> NDArray[Any]:
+        """Return the vision graph's outputs, one row for each placeholder, [outputs, V, D]."""
         spec = self.bundle.vision_encoder
-        if not prepared.inputs:
-            return np.empty((0, self.bundle.manifest.decoder.hidden_size), spec.outputs[0].dtype)
-        inputs = {
-            tensor.name: self._backend.upload(
-                np.ascontiguousarray(prepared.inputs[tensor.name], dtype=tensor.dtype)
-            )
-            for tensor in spec.inputs
-        }
-        features = self._backend.download(self._vision.run(inputs)["image_features"])
-        return features if prepared.arrange is None else prepared.arrange(features)
+        shape = (len(spec.outputs), 0, self.bundle.manifest.decoder.hidden_size)
+        parts = [np.empty(shape, spec.outputs[0].dtype)]
+        for call in prepared.calls:
+            inputs = {
+                tensor.name: self._backend.upload(
+                    np.ascontiguousarray(call[tensor.name], dtype=tensor.dtype)
+                )
+                for tensor in spec.inputs
+            }
+            outputs = self._vision.run(inputs)
+            parts.append(np.stack([self._backend.download(outputs[t.name]) for t in spec.outputs]))
+        features = np.concatenate(parts, axis=1)
+        if prepared.arrange is None:
+            return features
+        return np.stack([prepared.arrange(output) for output in features])
 
     def _begin(
         self, layout: Layout, pruning: Pruning, watch: Stopwatch, max_new_tokens: int

@@ -201,6 +201,8 @@ def test_caches_that_grow_are_never_captured(
             answer(session)
         assert session.notes == ()
     assert num_captures(gpu) == 0
+    with pytest.raises(BackendError, match="decoder_0 has caches that grow, so none of its steps"):
+        Session.open(bundle, backend="tensorrt", cuda_graphs=False)
 
 
 def test_tensorrt_rtx_is_not_captured_and_says_why(
@@ -217,6 +219,8 @@ def test_tensorrt_rtx_is_not_captured_and_says_why(
         assert answer(session) == reference(bundle)
         (note,) = session.notes
     assert "TensorRT-RTX changes kernels while it runs" in note
+    with pytest.raises(BackendError, match="nothing is captured with tensorrt-rtx anyway"):
+        Session.open(bundle, backend="tensorrt-rtx", cuda_graphs=False)
     assert num_captures(gpu) == 0
 
 

@@ -185,3 +185,16 @@ def test_the_reference_may_have_caches_in_place_too(
     bundle = bundle_with_engines(only, tmp_path / "bundle", opset=24)
     result = run(bundle.path, "--backend", "tensorrt", "--target", TARGET)
     assert "tensorrt against onnxruntime with opset 24" in result.stdout
+
+
+@pytest.mark.usefixtures("trt")
+def test_engines_with_less_room_than_the_reference_are_refused(
+    exported: Bundle, tmp_path: Path
+) -> None:
+    bundle = bundle_with_engines(exported, tmp_path / "bundle", opset=24)
+    question = "where is it " * 30
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (30, 30)).save(picture)
+    ask = ("--image", picture, "--prompt", question)
+    result = run(bundle.path, "--backend", "tensorrt", "--target", TARGET, *ask, status=1)
+    assert "but the profile prefill of its engine takes" in result.stderr

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feather_edge.errors import BackendError
+from feather_edge.graphs import CACHE_CAPACITY
 from feather_edge.runtime.backends._device_memory import (
     ALIGNMENT,
     Buffer,
@@ -325,13 +326,16 @@ class EngineGraph(Graph):
 
 def _limits(spec: GraphSpec, profiles: Sequence[OptimizationProfile]) -> GraphLimits:
     """Return what the profiles of an engine bind its graph to."""
-
-    def largest(name: str | None, axis: int) -> int | None:
-        sizes = [each.inputs[name].max[axis] for each in profiles if name in each.inputs]
-        return max(sizes, default=None)
-
+    largest: dict[str, int] = {}
+    for profile in profiles:
+        for tensor in spec.inputs:
+            sizes = dict(zip(tensor.shape, profile.inputs[tensor.name].max, strict=True))
+            # Its only dimension is 1, its range that of its value.
+            sizes = {"num_kept": sizes[1]} if tensor.name == "num_kept" else sizes
+            for dim, size in sizes.items():
+                largest[str(dim)] = max(largest.get(str(dim), 0), size)
     return GraphLimits(
-        max_rows=largest("cos", 1),
-        max_kept=largest("num_kept", 0),
-        capacity=largest(next(iter(spec.caches_in_place.values()), None), 2),
+        max_rows=largest.get("sequence"),
+        max_kept=largest.get("num_kept"),
+        capacity=largest.get(CACHE_CAPACITY),
     )

@@ -68,7 +68,8 @@ class OpenVinoBackend(Backend):
 
     def upload(self, array: NDArray[np.generic]) -> Tensor:
         """See ``Backend.upload``."""
-        # What is mapped from a file is read-only, and OpenVINO shares only what it may write.
+        # OpenVINO shares only what lies in one piece, and what it may write: mapped files are not.
+        array = np.ascontiguousarray(array)
         return self._openvino.Tensor(array, shared_memory=array.flags.writeable)
 
     def download(self, tensor: Tensor) -> NDArray[Any]:

@@ -67,9 +67,12 @@ class TensorRTBackend(Backend):
         name: str,
         cuda_graphs: bool = True,
     ) -> None:
+        if not cuda_graphs and name == "tensorrt-rtx":
+            raise BackendError(f"nothing is captured with {name} anyway; leave the option out")
         self.name = name
         self._bundle = bundle
         self._target = _choose_target(bundle, target)
+        self._cuda_graphs = cuda_graphs
         self._library = TensorRTLibrary(name)
         self._driver = Driver()
         self._free_at_start, _ = self._driver.memory_info()
@@ -102,6 +105,11 @@ class TensorRTBackend(Backend):
         engine = self._library.load_engine(engine_file(folder, spec.name))
         remedy = f"rebuild it with: {rebuild_command(bundle.path, target)} -f"
         _check_contract(self._library.tensors(engine), spec, remedy)
+        if spec.caches and not spec.caches_in_place and not self._cuda_graphs:
+            raise BackendError(
+                f"the engine of {spec.name} has caches that grow, so none of its steps is "
+                f"captured anyway; leave the option out"
+            )
         for present, past in spec.caches_in_place.items():
             if (found := self._library.aliased_input(engine, present)) != past:
                 raise BackendError(
