@@ -74,7 +74,9 @@ class Session:
         self.pruning = default_pruning(bundle)
         self.last_result: Result | None = None
         self._backend = backend
-        self._prompt = PromptFormatter.open(bundle.path, image_token_id=manifest.image.token_id)
+        self._prompt = PromptFormatter.open(
+            bundle.path, image_token_id=manifest.image.token_id, form=manifest.prompt
+        )
         vision, *decoders = (
             backend.open(bundle.path / graph.file, graph)
             for graph in (bundle.vision_encoder, *bundle.decoders)
@@ -300,6 +302,11 @@ class Session:
         shape = (len(spec.outputs), 0, self.bundle.manifest.decoder.hidden_size)
         parts = [np.empty(shape, spec.outputs[0].dtype)]
         for call in prepared.calls:
+            if call.keys() != {tensor.name for tensor in spec.inputs}:
+                raise BundleError(
+                    f"{spec.name} takes {', '.join(t.name for t in spec.inputs)}, but pictures "
+                    f"give {', '.join(call)}; export the bundle again"
+                )
             inputs = {
                 tensor.name: self._backend.upload(
                     np.ascontiguousarray(call[tensor.name], dtype=tensor.dtype)
@@ -375,8 +382,20 @@ def _load_images(images: ImageSource | Sequence[ImageSource]) -> list[Image.Imag
     return [load_image(source) for source in several]
 
 
-def _open_embeddings(bundle: Bundle) -> NDArray[Any]:
-    """Return the vocabulary's embeddings [V, D], memory-mapped."""
+class _Embeddings:
+    """The vocabulary's embeddings [V, D], memory-mapped; rows come as the decoder takes them."""
+
+    def __init__(self, table: NDArray[Any], *, scale: float) -> None:
+        self._table = table
+        self._scale = np.float32(scale)
+
+    def __getitem__(self, token_ids: NDArray[np.int64] | int) -> NDArray[Any]:
+        rows = self._table[token_ids]
+        # Unscaled, what one id gives is a view of the file; what several give is a copy already.
+        return rows if self._scale == 1 else (rows * self._scale).astype(rows.dtype)
+
+
+def _open_embeddings(bundle: Bundle) -> _Embeddings:
     shape = (bundle.manifest.decoder.vocab_size, bundle.manifest.decoder.hidden_size)
     view = read_tensors(bundle.embed_tokens_file).get(EMBED_TOKENS_TENSOR)
     if view is None or view.shape != shape:
@@ -384,4 +403,4 @@ def _open_embeddings(bundle: Bundle) -> NDArray[Any]:
             f"{bundle.embed_tokens_file} must hold {EMBED_TOKENS_TENSOR} {list(shape)}; "
             f"export the bundle again"
         )
-    return view.read()
+    return _Embeddings(view.read(), scale=bundle.manifest.embedding_scale)

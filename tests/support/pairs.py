@@ -57,6 +57,7 @@ class _TracedGraph(Graph):
     def __init__(self, backend: TracingBackend, graph: Graph) -> None:
         self._backend = backend
         self._graph = graph
+        self.spec, self.limits = graph.spec, graph.limits
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         outputs = self._graph.run(inputs)
