@@ -1,0 +1,47 @@
+"""Low-rank adapters on the linear layers of a frozen decoder (Hu et al., 2021)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from transformers import LlamaModel
+
+_ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear layer plus scale * up(down(x)); zero at first."""
+
+    def __init__(self, frozen: nn.Linear, *, rank: int, scale: float) -> None:
+        super().__init__()
+        self.frozen, self.scale = frozen, scale
+        self.down = nn.Parameter(torch.randn(rank, frozen.in_features) / frozen.in_features**0.5)
+        self.up = nn.Parameter(torch.zeros(frozen.out_features, rank))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the adapted product, in the type of values."""
+        inner = functional.linear(values, self.down.to(values.dtype))
+        added = functional.linear(inner, (self.scale * self.up).to(values.dtype))
+        return functional.linear(values, self.frozen.weight) + added
+
+    @torch.no_grad()
+    def merged(self) -> torch.Tensor:
+        """Return the float32 weight of the one linear layer that computes the same."""
+        return self.frozen.weight.float() + self.scale * (self.up @ self.down)
+
+
+def adapt(decoder: LlamaModel, *, rank: int, scale: float) -> dict[str, AdaptedLinear]:
+    """Freeze the decoder, replace its attention and MLP layers in place, and return these."""
+    decoder.requires_grad_(False)
+    adapted = {}
+    for name, module in list(decoder.named_modules()):
+        kind = name.rpartition(".")[2]
+        if isinstance(module, nn.Linear) and kind in _ADAPTED:
+            adapted[name] = AdaptedLinear(module, rank=rank, scale=scale)
+            decoder.set_submodule(name, adapted[name])
+    return adapted
