@@ -43,10 +43,13 @@ class PackedLayout:
 
     def positions(self) -> torch.Tensor:
         """Return position ids: every question stands where it would stand alone."""
-        parts = [torch.arange(self.prefix_length)]
-        for count, length in self.groups:
-            parts.append(torch.arange(length).repeat(count) + self.prefix_length)
-        return torch.cat(parts)
+        return torch.cat(
+            [torch.arange(self.prefix_length), self.prefix_length + self.text_offsets()]
+        )
+
+    def text_offsets(self) -> torch.Tensor:
+        """Return the place of every text position within its question."""
+        return torch.cat([torch.arange(length).repeat(count) for count, length in self.groups])
 
 
 def _future(length: int, like: torch.Tensor) -> torch.Tensor:

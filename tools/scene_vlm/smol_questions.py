@@ -1,8 +1,8 @@
 """Questions for a decoder with a vocabulary of its own: chat turns, and boxes as plain numbers.
 
 A coordinate is two digits: per cent of the side of the picture. The digits are trained on soft
-targets: a narrow bell over the hundred numbers, as the tens digit sees it and, given the tens digit,
-the units digit.
+targets: a narrow bell over the hundred numbers, as the tens digit sees it and, given the tens
+digit, the units digit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from attention import PackedLayout
 
 from feather_edge.evaluate.scenes import IMAGE_SIZE_PX, NUM_PATCHES_PER_SIDE, Kind, ask
 
@@ -51,26 +50,26 @@ class AskedBatch:
     """Packed questions about B images, A positions of which are asked for the next token.
 
     Attributes:
-        token_ids: int64 [B, T], the questions one after the other, see `layout`.
-        layout: where they lie.
+        prefix: int64 [n], the tokens before the image.
+        token_ids: int64 [B, T], the questions one after the other.
+        groups: where they lie, see `PackedLayout`.
         rows: int64 [A], image of each asked position.
         columns: int64 [A], its place among the T.
         candidates: int64 [A, 10], tokens that may come next.
         shares: float32 [A, 10], their probabilities; 0 where there are fewer.
         weights: float32 [A], weight in the loss.
         roles: int64 [A]: 0 to 7 the digits of a box, 8 a word, 9 all others.
-        numbers: float32 [B * P, 4], the boxes asked, per cent; P places per image.
     """
 
+    prefix: torch.Tensor
     token_ids: torch.Tensor
-    layout: PackedLayout
+    groups: tuple[tuple[int, int], ...]
     rows: torch.Tensor
     columns: torch.Tensor
     candidates: torch.Tensor
     shares: torch.Tensor
     weights: torch.Tensor
     roles: torch.Tensor
-    numbers: torch.Tensor
 
 
 WORD_ROLE, OTHER_ROLE = 8, 9
@@ -87,8 +86,11 @@ class _Asked(NamedTuple):
 class QuestionMaker:
     """Makes batches of questions with one tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, places: int, coarse: int) -> None:
-        self.tokenizer, self.places, self.coarse = tokenizer, places, coarse
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, *, num_places: int, num_words: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.num_places, self.num_words = num_places, num_words
         self._known: dict[str, list[int]] = {}
         self.digits = [self.encode(str(digit))[0] for digit in range(10)]
         self.prefix = self.encode(BEFORE_IMAGE)
@@ -100,31 +102,25 @@ class QuestionMaker:
         return self._known[text]
 
     @cached_property
-    def layout(self) -> PackedLayout:
-        """Return the layout of one image with its questions."""
+    def groups(self) -> tuple[tuple[int, int], ...]:
+        """Return number and length of the questions about one image, places before words."""
         ends = len(self.encode(AFTER_QUESTION))
         place = len(self.encode(_LONGEST_PLACE)) + ends + len(self.encode("12 34 56 78"))
         word = len(self.encode(_LONGEST_COARSE)) + ends + 2
-        return PackedLayout(
-            prefix_length=len(self.prefix) + NUM_VISUAL_TOKENS,
-            groups=((self.places, place), (self.coarse, word)),
-        )
+        return ((self.num_places, place), (self.num_words, word))
 
     def batch(
         self, objects: list[tuple[SceneObject, ...]], rng: np.random.Generator
     ) -> AskedBatch:
         """Return questions about every image, repeated where a scene allows too few."""
-        layout = self.layout
-        token_ids = np.full(
-            (len(objects), layout.num_text_positions), self.tokenizer.pad_token_id, dtype=np.int64
-        )
+        total = sum(count * length for count, length in self.groups)
+        token_ids = np.full((len(objects), total), self.tokenizer.pad_token_id, dtype=np.int64)
         rows: list[int] = []
         asked: list[_Asked] = []
-        numbers = np.full((len(objects), self.places, 4), np.nan, dtype=np.float32)
         for row, items in enumerate(objects):
             first = 0
-            for group, (count, length) in enumerate(layout.groups):
-                for block in range(count):
+            for group, (count, length) in enumerate(self.groups):
+                for _ in range(count):
                     kind: Kind = "localisation"
                     if group:
                         kind = _COARSE[int(rng.choice(len(_COARSE), p=_COARSE_SHARES))]
@@ -134,22 +130,20 @@ class QuestionMaker:
                         token_ids[row, first : first + len(ids)] = ids
                         asked.extend(found)
                         rows.extend([row] * len(found))
-                        if question.box is not None:
-                            numbers[row, block] = np.array(question.box) * 100 / IMAGE_SIZE_PX
                     first += length
         width = max(len(item.candidates) for item in asked)
         padded = [item.candidates + [0] * (width - len(item.candidates)) for item in asked]
         shares = [item.shares + [0.0] * (width - len(item.shares)) for item in asked]
         return AskedBatch(
+            prefix=torch.tensor(self.prefix),
             token_ids=torch.from_numpy(token_ids),
-            layout=layout,
+            groups=self.groups,
             rows=torch.tensor(rows),
             columns=torch.tensor([item.column for item in asked]),
             candidates=torch.tensor(padded),
             shares=torch.tensor(shares, dtype=torch.float32),
             weights=torch.tensor([item.weight for item in asked]),
             roles=torch.tensor([item.role for item in asked]),
-            numbers=torch.from_numpy(numbers.reshape(-1, 4)),
         )
 
     def _one(
