@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from decoder import END_OF_TURN, find_gguf, load_decoder, load_tokenizer
+from decoder import find_gguf, load_decoder, load_tokenizer
 from lora import adapt
 from safetensors import safe_open
 from smol_questions import NUM_VISUAL_TOKENS
@@ -113,7 +113,7 @@ def assemble(adapter: Path, gguf: Path, output: Path) -> None:
         do_sample=False,
         max_new_tokens=16,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.convert_tokens_to_ids(END_OF_TURN),
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     output.mkdir(parents=True, exist_ok=True)

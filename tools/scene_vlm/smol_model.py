@@ -16,7 +16,7 @@ from transformers import LlavaForConditionalGeneration
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from transformers import PreTrainedTokenizerFast
+    from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
 
 class Projector(nn.Module):
@@ -41,22 +41,40 @@ class Projector(nn.Module):
 
 
 class SmolSceneModel(nn.Module):
-    """The trained scene tower, a projector, and the adapted decoder in bfloat16."""
+    """A trained vision tower, a projector, and a decoder with adapters."""
 
-    def __init__(self, tower: Path, *, rank: int, scale: float) -> None:
+    def __init__(
+        self,
+        *,
+        tower: CLIPVisionModel,
+        decoder: LlamaForCausalLM,
+        tokenizer: PreTrainedTokenizerFast,
+        rank: int,
+        scale: float,
+    ) -> None:
         super().__init__()
-        self.rank, self.scale = rank, scale
-        trained = LlavaForConditionalGeneration.from_pretrained(tower, dtype=torch.float32)
-        self.tower = trained.model.vision_tower.eval().requires_grad_(False)
-        path = find_gguf()
-        self.decoder = load_decoder(path).to(torch.bfloat16)
-        self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(path)
+        self.rank, self.scale, self.tokenizer = rank, scale, tokenizer
+        self.tower = tower.eval().requires_grad_(False)
+        self.decoder = decoder
         self.adapters = adapt(self.decoder.model, rank=rank, scale=scale)
         self.decoder.requires_grad_(False)
         for parameter in self.adapter_parameters():
             parameter.requires_grad_(True)
         width = self.decoder.config.hidden_size
         self.projector = Projector(self.tower.config.hidden_size, width)
+
+    @classmethod
+    def pretrained(cls, tower: Path, *, rank: int, scale: float = 1.0) -> SmolSceneModel:
+        """Return the model of a checkpoint's tower and the package's decoder in bfloat16."""
+        trained = LlavaForConditionalGeneration.from_pretrained(tower, dtype=torch.float32)
+        path = find_gguf()
+        return cls(
+            tower=trained.model.vision_tower,
+            decoder=load_decoder(path).to(torch.bfloat16),
+            tokenizer=load_tokenizer(path),
+            rank=rank,
+            scale=scale,
+        )
 
     def adapter_parameters(self) -> list[nn.Parameter]:
         """Return what training changes in the decoder."""

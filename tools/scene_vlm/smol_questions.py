@@ -14,9 +14,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from feather_edge.evaluate.scenes import IMAGE_SIZE_PX, NUM_PATCHES_PER_SIDE, Kind, ask
+from feather_edge.evaluate.scenes import (
+    COLOURS,
+    IMAGE_SIZE_PX,
+    NUM_PATCHES_PER_SIDE,
+    SHAPES,
+    Kind,
+    ask,
+    plural,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from transformers import PreTrainedTokenizerFast
 
     from feather_edge.evaluate.boxes import Box
@@ -31,8 +41,15 @@ _COARSE: tuple[Kind, ...] = ("presence", "count", "colour", "shape")
 _COARSE_SHARES = (0.3, 0.34, 0.18, 0.18)
 _SOFT_STD = 1.2
 _NUMBERS = np.arange(100)
-_LONGEST_PLACE = "where is the red circle ?"
-_LONGEST_COARSE = "what shape is the yellow object ?"
+_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
+_PLACES = tuple(f"where is the {colour} {shape} ?" for colour, shape in _PAIRS)
+_WORDS = (
+    *(f"is there a {colour} {shape} ?" for colour, shape in _PAIRS),
+    *(f"how many {plural(shape)} are there ?" for shape in SHAPES),
+    *(f"how many {colour} objects are there ?" for colour in COLOURS),
+    *(f"what colour is the {shape} ?" for shape in SHAPES),
+    *(f"what shape is the {colour} object ?" for colour in COLOURS),
+)
 
 
 def box_numbers(box: Box) -> tuple[int, ...]:
@@ -104,9 +121,13 @@ class QuestionMaker:
     @cached_property
     def groups(self) -> tuple[tuple[int, int], ...]:
         """Return number and length of the questions about one image, places before words."""
+
+        def longest(texts: Iterable[str]) -> int:
+            return max(len(self.encode(text)) for text in texts)
+
         ends = len(self.encode(AFTER_QUESTION))
-        place = len(self.encode(_LONGEST_PLACE)) + ends + len(self.encode("12 34 56 78"))
-        word = len(self.encode(_LONGEST_COARSE)) + ends + 2
+        place = longest(_PLACES) + ends + longest(["12 34 56 78"])
+        word = longest(_WORDS) + ends + longest([*COLOURS, *SHAPES, "yes"])
         return ((self.num_places, place), (self.num_words, word))
 
     def batch(

@@ -41,7 +41,7 @@ class SmolTrainer(Trainer):
         super().__init__(**common)
         self.sparse_steps = sparse_steps
         torch.manual_seed(self.plan.seed)
-        self.model = SmolSceneModel(tower, rank=rank, scale=1.0)
+        self.model = SmolSceneModel.pretrained(tower, rank=rank)
         self.head = DenseHead(self.model.decoder.config.hidden_size)
         self.maker = QuestionMaker(
             self.model.tokenizer, num_places=num_places, num_words=num_words
