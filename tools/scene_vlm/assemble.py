@@ -9,9 +9,10 @@ FOLDER is then an ordinary `LlavaForConditionalGeneration` checkpoint for `feath
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from decoder import find_gguf, load_decoder, load_tokenizer
@@ -49,8 +50,17 @@ CHAT_TEMPLATE = (
 )
 
 
-def read_adapter(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
-    """Return the float32 tensors of an adapter file and its settings."""
+def read_adapter(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the float32 tensors of an adapter file and its settings.
+
+    Raises:
+        ValueError: its SHA-256 is not the one that SHA256SUMS beside it lists.
+    """
+    sums = path.with_name("SHA256SUMS")
+    if sums.is_file():
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if f"{digest}  {path.name}" not in sums.read_text(encoding="utf-8").splitlines():
+            raise ValueError(f"{path}: SHA-256 {digest} is not listed in {sums}; fetch it again")
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         settings = json.loads(file.metadata()["settings"])
@@ -70,7 +80,7 @@ def merge_adapters(
     return decoder
 
 
-def build_config(text: LlamaConfig, vision: dict[str, object], image_token_id: int) -> LlavaConfig:
+def build_config(text: LlamaConfig, vision: dict[str, Any], image_token_id: int) -> LlavaConfig:
     """Return the LLaVA configuration."""
     return LlavaConfig(
         vision_config=CLIPVisionConfig(**vision),
@@ -89,26 +99,21 @@ def build_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     return load_tokenizer(path, renamed={IMAGE_TAKES_THE_PLACE_OF: IMAGE})
 
 
-def assemble(adapter: Path, gguf: Path, output: Path) -> None:
-    """Write the checkpoint folder."""
-    tensors, settings = read_adapter(adapter)
-    decoder = load_decoder(gguf)
-    merge_adapters(decoder, tensors, rank=int(settings["rank"]), scale=float(settings["scale"]))
-    tokenizer = build_tokenizer(gguf)
-    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE)
-    config = build_config(decoder.config, settings["vision"], image_token_id)
+def build_model(
+    decoder: LlamaForCausalLM,
+    tensors: dict[str, torch.Tensor],
+    vision: dict[str, Any],
+    tokenizer: PreTrainedTokenizerFast,
+) -> LlavaForConditionalGeneration:
+    """Return decoder, projector and tower as one float16 model."""
+    config = build_config(decoder.config, vision, tokenizer.convert_tokens_to_ids(IMAGE))
     model = LlavaForConditionalGeneration(config)
     model.model.language_model.load_state_dict(decoder.model.state_dict())
-    projector = model.model.multi_modal_projector
-    for part, module in (("projector", projector), ("tower", model.model.vision_tower)):
-        own = {
-            name.removeprefix(f"{part}."): item
-            for name, item in tensors.items()
-            if name.startswith(f"{part}.")
-        }
-        module.load_state_dict(own)
+    projector, tower = model.model.multi_modal_projector, model.model.vision_tower
+    for prefix, module in (("projector.", projector), ("tower.", tower)):
+        names = [name for name in tensors if name.startswith(prefix)]
+        module.load_state_dict({name.removeprefix(prefix): tensors[name] for name in names})
     model.tie_weights()
-    model = model.to(torch.float16)
     model.generation_config = GenerationConfig(
         do_sample=False,
         max_new_tokens=16,
@@ -116,12 +121,22 @@ def assemble(adapter: Path, gguf: Path, output: Path) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    return model.to(torch.float16)
+
+
+def assemble(adapter: Path, gguf: Path, output: Path) -> None:
+    """Write the checkpoint folder."""
+    tensors, settings = read_adapter(adapter)
+    decoder = load_decoder(gguf)
+    merge_adapters(decoder, tensors, rank=settings["rank"], scale=settings["scale"])
+    tokenizer = build_tokenizer(gguf)
+    model = build_model(decoder, tensors, settings["vision"], tokenizer)
     output.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(output)
     processor = LlavaProcessor(
         image_processor=build_image_processor(),
         tokenizer=tokenizer,
-        patch_size=config.vision_config.patch_size,
+        patch_size=model.config.vision_config.patch_size,
         vision_feature_select_strategy="default",
         chat_template=CHAT_TEMPLATE,
         image_token=IMAGE,

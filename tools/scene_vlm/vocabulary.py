@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from feather_edge.evaluate.scenes import (
-    BIN_SIZE_PX,
     COLOURS,
     IMAGE_SIZE_PX,
     LOCATION_TOKENS,
@@ -68,15 +67,6 @@ def encode(text: str) -> list[int]:
         KeyError: a word is not in the vocabulary.
     """
     return [TOKEN_IDS[word] for word in text.split()]
-
-
-def parse_box(text: str) -> tuple[float, float, float, float] | None:
-    """Return the box in pixels named by exactly four location tokens, or None."""
-    words = text.replace("><", "> <").split()
-    if len(words) != 4 or any(word not in LOCATION_TOKENS for word in words):
-        return None
-    centres = [(LOCATION_TOKENS.index(word) + 0.5) * BIN_SIZE_PX for word in words]
-    return (centres[0], centres[1], centres[2], centres[3])
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

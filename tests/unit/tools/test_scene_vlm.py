@@ -67,16 +67,14 @@ def test_questions_have_one_answer():
 
 
 def test_box_text_returns_to_within_half_a_bin():
-    from vocabulary import parse_box
+    from evaluate import LOCATION_READER, SCENE_GEOMETRY
 
     from feather_edge.evaluate.scenes import BIN_SIZE_PX, box_text
 
     box = (3.2, 17.9, 40.0, 111.9)
-    said = parse_box(box_text(box))
+    said = LOCATION_READER.read(box_text(box), SCENE_GEOMETRY)
     assert said is not None
     assert max(abs(a - b) for a, b in zip(box, said, strict=True)) <= BIN_SIZE_PX / 2
-    assert parse_box("<loc_01> <loc_02> <loc_03>") is None
-    assert parse_box("red") is None
 
 
 def test_packed_questions_are_what_each_question_is_alone():
