@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
     from transformers import LlamaModel
 
 _ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -44,12 +47,14 @@ class AdaptedLinear(nn.Module):
 
     def __init__(self, frozen: nn.Linear, *, rank: int, scale: float) -> None:
         super().__init__()
-        self.frozen, self.scale = frozen, scale
+        self.frozen, self.scale, self.enabled = frozen, scale, True
         self.down = nn.Parameter(torch.randn(rank, frozen.in_features) / frozen.in_features**0.5)
         self.up = nn.Parameter(torch.zeros(frozen.out_features, rank))
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Return the adapted product, in the type of values."""
+        if not self.enabled:
+            return functional.linear(values, self.frozen.weight)
         down = self.down.to(values.dtype)
         up = (self.scale * self.up).to(values.dtype)
         return _MergedProduct.apply(values, self.frozen.weight, down, up)
@@ -58,6 +63,18 @@ class AdaptedLinear(nn.Module):
     def merged(self) -> torch.Tensor:
         """Return the float32 weight of the one linear layer that computes the same."""
         return self.frozen.weight.float() + self.scale * (self.up @ self.down)
+
+
+@contextmanager
+def untouched(layers: Collection[AdaptedLinear]) -> Iterator[None]:
+    """Let the frozen layers alone compute within the context."""
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enabled = True
 
 
 def adapt(decoder: LlamaModel, *, rank: int, scale: float) -> dict[str, AdaptedLinear]:

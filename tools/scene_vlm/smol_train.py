@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from batches import image_batch
+from decoder import find_gguf, load_decoder
 from objectives import DenseHead, dense_loss
 from smol_model import SmolSceneModel
 from smol_objectives import answer_loss, choose_patches, word_loss
 from smol_questions import NUM_VISUAL_TOKENS, QuestionMaker
+from smol_text import text_loss, write_texts
 from training import Plan, Trainer, launch, parse_options
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from training import Losses, Parameters
 
 _NUM_SPARSE = 48
+_TEXTS, _TEXTS_A_STEP, _STEPS_BETWEEN_TEXTS, _TEXT_WEIGHT = "texts.npy", 2, 3, 2.0
 
 
 class SmolTrainer(Trainer):
@@ -36,10 +39,11 @@ class SmolTrainer(Trainer):
         num_places: int,
         num_words: int,
         sparse_steps: int,
+        texts: np.ndarray,
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.sparse_steps = sparse_steps
+        self.sparse_steps, self.texts = sparse_steps, texts
         torch.manual_seed(self.plan.seed)
         self.model = SmolSceneModel.pretrained(tower, rank=rank)
         self.head = DenseHead(self.model.decoder.config.hidden_size)
@@ -72,7 +76,13 @@ class SmolTrainer(Trainer):
         shown = visual.gather(1, patches[..., None].expand(-1, -1, visual.shape[-1]))
         batch = self.maker.batch(images.objects, rng)
         answers, more = answer_loss(self.model, shown, batch, patches=patches)
-        return answers + self.plan.dense_weight * max(0.1, scale) * loss, figures | more
+        loss = answers + self.plan.dense_weight * max(0.1, scale) * loss
+        if self.step % _STEPS_BETWEEN_TEXTS == 0:
+            texts = self.texts[rng.choice(len(self.texts), size=_TEXTS_A_STEP)]
+            forgotten = text_loss(self.model, torch.from_numpy(texts))
+            more["forgotten"] = float(forgotten.detach())
+            loss = loss + _TEXT_WEIGHT * forgotten
+        return loss, figures | more
 
     def result(self) -> dict[str, torch.Tensor]:
         """Return projector and adapters."""
@@ -95,6 +105,7 @@ _OPTIONS = (
     ("--vision-steps", int, 350, "steps of the first phase"),
     ("--steps", int, 2200, "steps of the second phase"),
     ("--sparse-steps", int, 1300, "steps of the second phase that see 48 of the visual tokens"),
+    ("--first-max-objects", int, 4, "objects a scene may have at the start of the second phase"),
     ("--batch-size", int, 4, "images a step, second phase"),
     ("--vision-batch-size", int, 64, "images a step, first phase"),
     ("--num-places", int, 6, "questions for a place, an image"),
@@ -119,9 +130,10 @@ def build(options: argparse.Namespace, **common: Any) -> SmolTrainer:
         weight_decay=0.0,
         dense_weight=0.1,
         ema_decay=0.995,
-        first_max_objects=4,
+        first_max_objects=options.first_max_objects,
         curriculum_figure="x0_tens",
-        curriculum_level=0.75,
+        curriculum_level=0.65,
+        curriculum_min_steps=30,
     )
     return SmolTrainer(
         tower=options.tower,
@@ -129,10 +141,21 @@ def build(options: argparse.Namespace, **common: Any) -> SmolTrainer:
         num_places=options.num_places,
         num_words=options.num_words,
         sparse_steps=options.sparse_steps,
+        texts=np.load(options.output / _TEXTS),
         plan=plan,
         **common,
     )
 
 
+def main() -> None:
+    """Parse options, draw the texts, and train."""
+    options = parse_options(__doc__, _OPTIONS)
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / _TEXTS
+    if not path.exists():
+        write_texts(load_decoder(find_gguf()), path, seed=options.seed)
+    launch(options, build)
+
+
 if __name__ == "__main__":
-    launch(parse_options(__doc__, _OPTIONS), build)
+    main()

@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import math
+import signal
 import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
@@ -99,6 +100,7 @@ class Trainer(ABC):
         self.max_objects, self.steps_at_level = plan.first_max_objects, 0
         self.phase, self.step = "vision", 0
         self.smoothed: dict[str, float] = {}
+        self.stop_signals: list[bool] = []
 
     @abstractmethod
     def vision_parameters(self) -> Parameters:
@@ -139,9 +141,13 @@ class Trainer(ABC):
         self.average = {name: item.detach().clone() for name, item in self.result().items()}
 
     def run(self, deadline: float) -> None:
-        """Train both phases, saving every few minutes; stop early at the deadline (time.time)."""
+        """Train both phases, saving every few minutes.
+
+        Stops early, with a last save, at the deadline (time.time) or on SIGTERM to any process.
+        """
         saved = time.time()
         stop = False
+        signal.signal(signal.SIGTERM, lambda *_: self.stop_signals.append(True))
         while not stop:
             if self.phase == "vision" and self.step >= self.plan.vision_steps:
                 self.save("vision_state.pt")
@@ -149,7 +155,8 @@ class Trainer(ABC):
             if self.phase == "whole" and self.step >= self.plan.steps:
                 break
             started = time.time()
-            figures = self._train_step(late=started > deadline)
+            late = started > deadline or bool(self.stop_signals)
+            figures = self._train_step(late=late)
             # Averaged, so that all processes leave at the same step.
             stop = figures.pop("late") > 0
             figures["seconds"] = time.time() - started
@@ -266,7 +273,8 @@ class Trainer(ABC):
             group["peak"] = peak
         self.average = state["average"]
         self.step, self.smoothed = step, smoothed
-        self.max_objects, self.steps_at_level = max_objects, steps_at_level
+        self.max_objects = max(max_objects, self.plan.first_max_objects)
+        self.steps_at_level = steps_at_level
 
 
 def _average_over_processes(
