@@ -31,7 +31,7 @@ from feather_edge.evaluate.statistics import wilson_interval
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transformers import ProcessorMixin
+    from transformers import BatchFeature, ProcessorMixin
 
 
 LOCATION_READER = BoxReader(box_format="location-tokens", num_bins=NUM_BINS)
@@ -63,6 +63,17 @@ def score(question: Question, text: str, reader: BoxReader = LOCATION_READER) ->
     return 0.0 if said is None else intersection_over_union(said, question.box)
 
 
+def prepare(processor: ProcessorMixin, pairs: Sequence[tuple[np.ndarray, str]]) -> BatchFeature:
+    """Return the inputs of (image, question) pairs, one batch."""
+    prompts = []
+    for _, text in pairs:
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        message = [{"role": "user", "content": content}]
+        prompts.append(processor.apply_chat_template(message, add_generation_prompt=True))
+    images = [Image.fromarray(image) for image, _ in pairs]
+    return processor(text=prompts, images=images, padding=True, return_tensors="pt")
+
+
 @torch.inference_mode()
 def answer(
     model: LlavaForConditionalGeneration,
@@ -70,13 +81,7 @@ def answer(
     pairs: Sequence[tuple[np.ndarray, str]],
 ) -> list[str]:
     """Return greedy answers to (image, question) pairs, one batch."""
-    prompts = []
-    for _, text in pairs:
-        content = [{"type": "image"}, {"type": "text", "text": text}]
-        message = [{"role": "user", "content": content}]
-        prompts.append(processor.apply_chat_template(message, add_generation_prompt=True))
-    images = [Image.fromarray(image) for image, _ in pairs]
-    inputs = processor(text=prompts, images=images, padding=True, return_tensors="pt")
+    inputs = prepare(processor, pairs)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     produced = model.generate(**inputs)
     produced = produced[:, inputs["input_ids"].shape[1] :]
