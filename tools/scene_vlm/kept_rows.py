@@ -3,14 +3,15 @@
     python tools/scene_vlm/kept_rows.py FOLDER
 
 FOLDER is a checkpoint of either recipe. Scores are those of a stage before layer K: layer K-1's
-own weights on its own input, the last prompt token as the query, mean over heads. 0 is the top row,
-1 the bottom, and 0.5 no preference. Questions for a place, on development scenes.
+own weights on its own input, the last prompt token as the query, mean over heads. 0 is the top
+row, 1 the bottom, and 0.5 no preference. Questions for a place, on development scenes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,26 @@ def prompts(processor: Any, num_scenes: int) -> Iterator[dict[str, Any]]:
                 yield prepare(processor, [(scene.image, question.text)])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRows:
+    """Mean kept row before layers 1, 2, ... by rule, over a number of prompts."""
+
+    num_prompts: int
+    table: dict[str, list[float]]
+
+
+def measure(checkpoint: Path, *, num_scenes: int, keep_ratio: float) -> KeptRows:
+    """Return the mean kept rows of a checkpoint."""
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    model = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    found = [rows_of(model, inputs, keep_ratio) for inputs in prompts(processor, num_scenes)]
+    table = {
+        name: [round(float(row), 3) for row in np.mean([item[name] for item in found], axis=0)]
+        for name in SCORES
+    }
+    return KeptRows(num_prompts=len(found), table=table)
+
+
 def main() -> None:
     """Parse options, measure, print one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -108,18 +129,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    processor = AutoProcessor.from_pretrained(options.checkpoint)
-    model = LlavaForConditionalGeneration.from_pretrained(options.checkpoint, dtype=torch.float32)
-    found = [
-        rows_of(model.eval(), inputs, options.keep_ratio)
-        for inputs in prompts(processor, options.num_scenes)
-    ]
-    table = {
-        name: [round(float(row), 3) for row in np.mean([item[name] for item in found], axis=0)]
-        for name in SCORES
-    }
-    report = {"num_prompts": len(found), "keep_ratio": options.keep_ratio, "before_layer": table}
-    print(json.dumps(report))
+    found = measure(
+        options.checkpoint, num_scenes=options.num_scenes, keep_ratio=options.keep_ratio
+    )
+    print(json.dumps(asdict(found)))
 
 
 if __name__ == "__main__":
