@@ -7,9 +7,23 @@ its caller with it.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["PROBES", "import_reference", "one_node_model", "run_onnxruntime", "run_tensorrt"]
+from feather_edge.errors import FeatherEdgeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "PROBES",
+    "import_reference",
+    "load_bundle",
+    "load_engines",
+    "one_node_model",
+    "run_onnxruntime",
+    "run_openvino",
+    "run_tensorrt",
+]
 
 
 def one_node_model() -> bytes:
@@ -42,6 +56,21 @@ def run_onnxruntime(provider: str) -> None:
     x = np.array([2.5], np.float32)
     if session.run(None, {"x": x})[0] != x:
         raise RuntimeError(f"{provider} computed a wrong result")
+
+
+def run_openvino() -> None:
+    """Run the one-node model with OpenVINO on the CPU.
+
+    Raises:
+        RuntimeError: if the answer is wrong.
+    """
+    import numpy as np
+    import openvino
+
+    x = np.array([2.5], np.float32)
+    compiled = openvino.Core().compile_model(openvino.Core().read_model(one_node_model()), "CPU")
+    if compiled({"x": x})["y"] != x:
+        raise RuntimeError("openvino computed a wrong result")
 
 
 def run_tensorrt(backend: str) -> None:
@@ -95,17 +124,44 @@ def import_reference() -> None:
                            f"{torch.__version__} has no LLaVA")  # fmt: skip
 
 
-PROBES = {
+def load_bundle(bundle: str) -> None:
+    """Open a bundle's graphs in ONNX Runtime.
+
+    Raises:
+        FeatherEdgeError: if it is damaged, or a graph does not load.
+    """
+    from feather_edge.runtime.session import Session
+
+    Session.open(bundle, backend="onnxruntime").close()
+
+
+def load_engines(bundle: str, backend: str, target: str) -> None:
+    """Open the engines that a bundle has for a target.
+
+    Raises:
+        FeatherEdgeError: naming what differs from what they were built for.
+    """
+    from feather_edge.runtime.session import Session
+
+    Session.open(bundle, backend=backend, target=target).close()
+
+
+PROBES: dict[str, Callable[..., None]] = {
     "onnxruntime-cpu": lambda: run_onnxruntime("CPUExecutionProvider"),
     "onnxruntime-cuda": lambda: run_onnxruntime("CUDAExecutionProvider"),
+    "openvino": run_openvino,
     "tensorrt": lambda: run_tensorrt("tensorrt"),
     "tensorrt-rtx": lambda: run_tensorrt("tensorrt-rtx"),
     "reference": import_reference,
+    "bundle": load_bundle,
+    "engines": load_engines,
 }
 
 
 if __name__ == "__main__":
     try:
-        PROBES[sys.argv[1]]()
+        PROBES[sys.argv[1]](*sys.argv[2:])
+    except FeatherEdgeError as error:
+        sys.exit(str(error))
     except Exception as error:
         sys.exit(f"{type(error).__name__}: {error}".splitlines()[0])

@@ -49,9 +49,9 @@ CriterionName = Literal[
 PreCriterionName = Literal["uniform", "random", "divprune", "dart", "cdpruner", "none"]
 SelectionName = Literal["fill", "union"]
 Precision = Literal["fp32", "fp16"]
-OpsetName = Literal["18", "23", "both"]
+OpsetName = Literal["18", "23", "24", "all"]
 EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
-EngineOpset = Literal["auto", "18", "23"]
+EngineOpset = Literal["auto", "18", "23", "24"]
 EngineProfiles = Literal["two", "one"]
 Stage = Literal["export", "engines"]
 
@@ -72,7 +72,7 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         stride: step of FEATHER's uniform grid; 0 for no grid.
         selection: ``fill`` keeps a constant count, ``union`` the paper's data-dependent one.
         precision: of weights and activations.
-        opset: of the graphs; both forms share one file of weights.
+        opset: of the graphs; all forms share one file of weights.
         seed: of the criterion ``random``.
         pre_prune: criterion before the decoder, on vision features, of a request that names none.
         pre_keep_ratio: share of the visual tokens that it lets into the decoder.
@@ -84,7 +84,7 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     stride: int = 3
     selection: SelectionName = "fill"
     precision: Precision = "fp32"
-    opset: OpsetName = "both"
+    opset: OpsetName = "all"
     seed: int = 0
     pre_prune: PreCriterionName = "none"
     pre_keep_ratio: float = 0.5

@@ -44,7 +44,8 @@ from feather_edge.recipes import OpsetName, Precision, default_recipe_name, load
     "--opset",
     type=click.Choice(get_args(OpsetName)),
     show_default="from the recipe",
-    help="Form of the graphs: 18 for TensorRT before 10.15, 23 for all else; weights are shared.",
+    help="Form of the graphs: 18 for TensorRT before 10.15, 23 for all else, 24 for KV caches in "
+    "place with TensorRT; weights are shared.",
 )
 @click.option("-f", "--force", is_flag=True, help="Replace a bundle that exists.")
 @json_option

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from feather_edge.cli._options import BACKENDS, emit_json, json_option, target_option
+from feather_edge.cli._options import BACKENDS, emit_json, engine_run_options, json_option
 from feather_edge.cli._tables import print_table
 
 if TYPE_CHECKING:
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     "--backend",
     type=click.Choice([name for name in BACKENDS if name != "auto"]),
     required=True,
-    help="What to compare with ONNX Runtime: engines, or with onnxruntime the other opset.",
+    help="What to compare with ONNX Runtime: engines, or with onnxruntime another opset.",
 )
-@target_option
+@engine_run_options
 @click.option(
     "--opset",
     type=click.IntRange(min=1),
     show_default="the oldest",
-    help="With onnxruntime: the form of the graphs to compare with the newest one.",
+    help="With onnxruntime: the form of the graphs to compare with the one that it runs.",
 )
 @click.option(
     "--image",
@@ -96,5 +96,5 @@ def _print(report: VerifyReport, *, with_all: bool) -> None:
             for k in report.kept
         ],
     )
-    for each in report.answers:
-        click.echo(each.summary)
+    for line in report.last_lines:
+        click.echo(line)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from feather_edge import __version__
@@ -26,7 +26,7 @@ from feather_edge.engines.profiles import (
 from feather_edge.engines.record import RECORD_VERSION, file_hash
 from feather_edge.engines.timing_cache import timing_cache_file
 from feather_edge.errors import BuildError
-from feather_edge.graphs import NEWEST_OPSET
+from feather_edge.graphs import CACHE_CAPACITY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EnginePlan", "check_device", "expected_environment", "notes", "plan_engines"]
 
+ATTENTION_OPSET = 23
+"""From here on attention is an operator, which TensorRT fuses as a whole or refuses."""
 PLUGIN_BEATS_FUNCTION = (10, 7)
 """From here on TensorRT prefers a plugin to a function of the same name."""
 
@@ -98,15 +100,18 @@ def plan_engines(
     limits = read_limits(bundle.manifest, bundle.schedule, recipe)
     if plugin is None:
         check_top_k(limits)
-    vision = bundle.vision_encoder
-    profiles: dict[GraphSpec, tuple[OptimizationProfile, ...]]
-    profiles = {vision: vision_profiles(vision, limits)}
-    for index, spec in enumerate(bundle.decoders):
-        profiles[spec] = decoder_profiles(spec, index, limits, profiles=recipe.profiles)
-    return tuple(
-        _plan(bundle, spec, ranges, recipe, environment, target=target, plugin=plugin)
-        for spec, ranges in profiles.items()
+    plan = partial(
+        _plan, bundle, recipe=recipe, environment=environment, target=target, plugin=plugin
     )
+    form = partial(_choose_form, bundle, recipe=recipe, environment=environment)
+    vision = bundle.vision_encoder
+    plans = [plan(vision, form(vision), vision_profiles(vision, limits))]
+    for index, graph in enumerate(bundle.decoders):
+        chosen = form(graph)
+        spec = graph.of(chosen)
+        profiles = decoder_profiles(spec, index, limits, profiles=recipe.profiles)
+        plans.append(plan(spec, chosen, profiles))
+    return tuple(plans)
 
 
 def notes(bundle: Bundle, recipe: EngineRecipe) -> tuple[str, ...]:
@@ -126,18 +131,17 @@ def notes(bundle: Bundle, recipe: EngineRecipe) -> tuple[str, ...]:
 def _plan(
     bundle: Bundle,
     spec: GraphSpec,
+    form: GraphForm,
     profiles: tuple[OptimizationProfile, ...],
+    *,
     recipe: EngineRecipe,
     environment: Environment,
-    *,
     target: str,
     plugin: Path | None,
 ) -> EnginePlan:
-    form = _choose_form(bundle, spec, recipe, environment)
     folder = engine_folder(bundle.path, target)
     engine = engine_file(folder, spec.name)
-    # Two builds of one target may run at once; the later one wins, whole.
-    unfinished = (folder / f".{spec.name}.{os.getpid()}").absolute()
+    unfinished = (folder / f".{spec.name}").absolute()
     has_prune_op = any(tensor.name == "num_kept" for tensor in spec.inputs)
     library = plugin if has_prune_op else None
     device = environment.device
@@ -145,7 +149,7 @@ def _plan(
     precision = bundle.manifest.recipe.precision
     cache = timing_cache_file(recipe, environment, precision=precision)
     # No fused attention has float32.
-    decomposable = precision == "fp32" and form.opset == NEWEST_OPSET
+    decomposable = precision == "fp32" and form.opset >= ATTENTION_OPSET
     job = EngineJob(
         graph=spec.name,
         backend=recipe.backend,
@@ -159,6 +163,7 @@ def _plan(
         timing_cache=None if cache is None else str(cache.absolute()),
         plugin=None if library is None else str(library.absolute()),
         strip_functions=library is not None and _function_wins(recipe, environment),
+        fixed_dims=_fixed_dims(spec, profiles),
         decomposable_attention=decomposable,
     )
     built_for = (device.compute_capability,) if device and not is_rtx else ()
@@ -186,8 +191,14 @@ def _plan(
     return EnginePlan(engine=engine, job=job, record=record, memory=memory)
 
 
+def _fixed_dims(spec: GraphSpec, profiles: tuple[OptimizationProfile, ...]) -> dict[str, int]:
+    """Return the capacity of caches in place, which TensorRT's parser must know."""
+    past = next(iter(spec.caches_in_place.values()), None)
+    return {} if past is None else {CACHE_CAPACITY: profiles[0].inputs[past].max[2]}
+
+
 def _choose_form(
-    bundle: Bundle, spec: GraphSpec, recipe: EngineRecipe, environment: Environment
+    bundle: Bundle, spec: GraphSpec, *, recipe: EngineRecipe, environment: Environment
 ) -> GraphForm:
     """Return the newest form that the TensorRT at hand reads, or the one asked for."""
     readable = [form for form in spec.forms if _reads(form, recipe, environment)]
@@ -199,7 +210,7 @@ def _choose_form(
     raise BuildError(
         f"{bundle.path} has {spec.name} in opset {has}, but {recipe.backend} "
         f"{environment.tensorrt_version} with --opset {recipe.opset} reads none of these; "
-        f"{'choose another --opset' if len(spec.forms) > 1 else 'export with --opset both'}"
+        f"{'choose another --opset' if len(spec.forms) > 1 else 'export with --opset all'}"
     )
 
 

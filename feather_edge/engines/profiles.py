@@ -10,6 +10,9 @@ prefill    1 to the limit   0: the cache is empty    1 to all rows, see below
 decode     1                1 to the capacity - 1    1: the token passes through
 =========  ===============  =======================  ==========================
 
+Caches in place have the capacity's size in both, as TensorRT demands, and T, the slots that
+attention sees, takes the place of P: S in a prefill, up to the capacity in a decode step.
+
 All rows may leave although the next segment takes fewer, because the host finishes some plans;
 where that is more than TopK can do, K ends with what the next segment takes.
 
@@ -18,7 +21,7 @@ weights), so a device that is short of memory may ask for one profile, ``both``,
 two and is tuned for prefill.
 
 Every input's shape comes from one table of dimensions, so names that stand on several inputs
-agree, which TensorRT demands, and T = P + S holds in every column.
+agree, which TensorRT demands, and where caches grow T = P + S holds in every column.
 """
 
 from __future__ import annotations
@@ -29,14 +32,14 @@ from typing import TYPE_CHECKING
 
 from feather_edge.engine_record import OptimizationProfile, ShapeRange
 from feather_edge.errors import BuildError, RecipeError, RequestError
-from feather_edge.pruning import Layout, Pruning, VisualSpan
+from feather_edge.graphs import CACHE_CAPACITY
+from feather_edge.pruning import Pruning
 from feather_edge.pruning.forecast import forecast
 from feather_edge.pruning.request import MIN_VISUAL_TOKENS
-from feather_edge.runtime.rotary import rotary_frequencies
+from feather_edge.runtime.kv_cache import num_seen_slots
+from feather_edge.runtime.spans import typical_layout
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from feather_edge.engine_record import ProfileName
     from feather_edge.graphs import GraphSpec
     from feather_edge.manifest import BundleManifest
@@ -52,6 +55,8 @@ __all__ = [
     "vision_profiles",
 ]
 
+_Sizes = dict[str, tuple[int, int, int]]
+
 MAX_TOP_K = 3840
 """Largest K of TensorRT's own TopK; the plugin has no such limit."""
 
@@ -65,7 +70,7 @@ class Limits:
         opt_rows: rows that enter it with one image and the bundle's own pruning.
         capacity: tokens that each segment's KV cache holds.
         batch: sequences at once.
-        max_images: images of one call of the vision encoder.
+        vision: sizes of the vision encoder's named dimensions, smallest, tuned and largest.
         notes: limits that the model set, not the recipe.
     """
 
@@ -73,7 +78,7 @@ class Limits:
     opt_rows: tuple[int, ...]
     capacity: tuple[int, ...]
     batch: int
-    max_images: int
+    vision: dict[str, tuple[int, int, int]]
     notes: tuple[str, ...] = ()
 
 
@@ -90,15 +95,13 @@ def read_limits(
         RecipeError: if the recipe's limits do not fit the bundle.
     """
     ratios = _stage_ratios(recipe, len(schedule.stages))
-    image = manifest.image
-    per_image = image.grid_height * image.grid_width
-    if per_image > recipe.max_visual_tokens:
+    num_visual, per_image = recipe.max_visual_tokens, typical_layout(manifest).num_visual_tokens
+    if per_image > num_visual:
         raise RecipeError(
-            f"max_visual_tokens is {recipe.max_visual_tokens}, but one image of this bundle is "
+            f"max_visual_tokens is {num_visual}, but one image of this bundle is "
             f"{per_image} visual tokens; raise it to a multiple of {per_image}"
         )
     capacity = min(recipe.max_cache_capacity, manifest.max_positions)
-    num_visual = recipe.max_visual_tokens // per_image * per_image
     # One slot at least for an answer.
     rows = min(recipe.max_prompt_tokens + num_visual, capacity - 1)
     num_new = capacity - rows
@@ -116,7 +119,7 @@ def read_limits(
         opt_rows=tuple(opt_rows),
         capacity=tuple(limit + num_new for limit in max_rows),
         batch=recipe.max_batch_size,
-        max_images=recipe.max_visual_tokens // per_image,
+        vision=manifest.image.vision_dims(recipe.max_visual_tokens),
         notes=_notes(manifest, recipe) + tuning_notes,
     )
 
@@ -125,17 +128,15 @@ def decoder_profiles(
     spec: GraphSpec, index: int, limits: Limits, *, profiles: EngineProfiles = "two"
 ) -> tuple[OptimizationProfile, ...]:
     """Return the profiles of segment ``index``, whose contract is given, prefill first."""
-    rows, capacity = limits.max_rows[index], limits.capacity[index]
-    sequence = (1, limits.opt_rows[index], rows)
-    batch = (1, 1, limits.batch)
-    prefill = {"batch": batch, "sequence": sequence, "past_sequence": (0, 0, 0)}
-    past = (1, min(limits.opt_rows[index], capacity - 1), capacity - 1)
-    decode = {"batch": batch, "sequence": (1, 1, 1), "past_sequence": past}
+    prefill, decode = _decoder_sizes(spec, index, limits)
     is_last = index == len(limits.max_rows) - 1
     kept = None if is_last else (1, limits.opt_rows[index + 1], _max_kept(limits, index))
     passing = None if is_last else (1, 1, 1)
     if profiles == "one":
-        spanning = prefill | {"past_sequence": (0, 0, capacity - 1)}
+        spanning = {
+            dim: (min(low, decode[dim][0]), opt, max(high, decode[dim][2]))
+            for dim, (low, opt, high) in prefill.items()
+        }
         return (_profile("both", spec, spanning, num_kept=kept),)
     return (
         _profile("prefill", spec, prefill, num_kept=kept),
@@ -143,9 +144,28 @@ def decoder_profiles(
     )
 
 
+def _decoder_sizes(spec: GraphSpec, index: int, limits: Limits) -> tuple[_Sizes, _Sizes]:
+    """Return the dimensions of prefill and decode, (min, opt, max) each."""
+    rows, opt, capacity = limits.max_rows[index], limits.opt_rows[index], limits.capacity[index]
+    sequence, one = (1, opt, rows), (1, 1, 1)
+    both = {"batch": (1, 1, limits.batch)}
+    if not spec.caches_in_place:
+        past = (1, min(opt, capacity - 1), capacity - 1)
+        return (
+            both | {"sequence": sequence, "past_sequence": (0, 0, 0)},
+            both | {"sequence": one, "past_sequence": past},
+        )
+    both[CACHE_CAPACITY] = (capacity, capacity, capacity)
+    seen = (num_seen_slots(1, capacity), num_seen_slots(opt + 1, capacity), capacity)
+    return (
+        both | {"sequence": sequence, "total_sequence": sequence},
+        both | {"sequence": one, "total_sequence": seen},
+    )
+
+
 def vision_profiles(spec: GraphSpec, limits: Limits) -> tuple[OptimizationProfile]:
     """Return the one profile of the vision encoder: one image up to all of a request."""
-    return (_profile("images", spec, {"num_images": (1, 1, limits.max_images)}, num_kept=None),)
+    return (_profile("images", spec, limits.vision, num_kept=None),)
 
 
 def check_top_k(limits: Limits) -> None:
@@ -176,12 +196,12 @@ def _max_kept(limits: Limits, index: int) -> int:
 def _profile(
     name: ProfileName,
     spec: GraphSpec,
-    dims: Mapping[str, tuple[int, int, int]],
+    dims: _Sizes,
     *,
     num_kept: tuple[int, int, int] | None,
 ) -> OptimizationProfile:
     sizes = dict(dims)
-    if "sequence" in sizes:
+    if "past_sequence" in sizes:
         low, opt, high = (
             p + s for p, s in zip(sizes["past_sequence"], sizes["sequence"], strict=True)
         )
@@ -221,17 +241,14 @@ def _opt_visual_counts(
     A bundle may hold defaults that its own schedule refuses, when every request names others;
     its engines are then tuned for unpruned prompts, with a note.
     """
-    image = manifest.image
-    span = VisualSpan(start=0, height=image.grid_height, width=image.grid_width)
-    frequencies = rotary_frequencies(manifest.rotary)
-    layout = Layout.full(span.num_tokens + num_text, [span], frequencies=frequencies)
+    layout = typical_layout(manifest, num_text_tokens=num_text)
     try:
         return forecast(Pruning.from_recipe(manifest.recipe), schedule, layout), ()
     except RequestError as error:
         note = (
             f"engines are tuned for unpruned prompts, as the bundle's own pruning fails: {error}"
         )
-        return [span.num_tokens] * len(schedule.segments), (note,)
+        return [layout.num_visual_tokens] * len(schedule.segments), (note,)
 
 
 def _notes(manifest: BundleManifest, recipe: EngineRecipe) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ near the largest tensor.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class GraphBuilder:
         self._nodes: list[ir.Node] = []
         self._initializers: dict[str, ir.Value] = {}
         self._functions: list[ir.Function] = []
-        self._unsqueezed: dict[tuple[str, int], ir.Value] = {}
+        self._shared: dict[str, ir.Value] = {}
         self.inputs = {
             tensor.name: ir.Value(
                 name=tensor.name,
@@ -103,15 +104,20 @@ class GraphBuilder:
             return x
         return self.op("Cast", x, name=name, to=int(DTYPES[dtype]))
 
+    def once(self, key: str, write: Callable[[], ir.Value]) -> ir.Value:
+        """Return what ``write`` gives, outside of all scopes; layers with one key share it."""
+        if key not in self._shared:
+            scope, self._scope = self._scope, []
+            self._shared[key] = write()
+            self._scope = scope
+        return self._shared[key]
+
     def unsqueeze_once(self, x: ir.Value, axis: int) -> ir.Value:
         """Insert an axis; layers that ask for the same one share the node."""
-        key = (str(x.name), axis)
-        if key not in self._unsqueezed:
-            scope, self._scope = self._scope, []
-            name = f"{str(x.name).removesuffix('/output')}_unsqueezed"
-            self._unsqueezed[key] = self.op("Unsqueeze", x, self.ints(axis), name=name)
-            self._scope = scope
-        return self._unsqueezed[key]
+        name = f"{str(x.name).removesuffix('/output')}_unsqueezed"
+        return self.once(
+            f"{name} {axis}", lambda: self.op("Unsqueeze", x, self.ints(axis), name=name)
+        )
 
     def constant(self, name: str, value: NDArray[np.generic]) -> ir.Value:
         """Return a small constant, shared by every node that asks for it by ``name``.
@@ -186,6 +192,39 @@ class GraphBuilder:
         """Add a model-local function; nodes refer to it by domain and name."""
         self._functions.append(function)
 
+    def adopt(self, model: ir.Model, inputs: Mapping[str, ir.Value]) -> list[ir.Value]:
+        """Take over the nodes and weights of another model, of this graph's opset.
+
+        Args:
+            model: given away; it is of no use after.
+            inputs: what its inputs are here.
+
+        Returns:
+            Its outputs.
+        """
+        outputs = list(model.graph.outputs)
+        for value in model.graph.inputs:
+            ir.convenience.replace_all_uses_with(value, inputs[str(value.name)])
+        for name, value in list(model.graph.initializers.items()):
+            tensor = value.const_value
+            assert tensor is not None  # noqa: S101 - an initializer has a value
+            value.name = tensor.name = self.path(name)
+            if tensor.dtype.is_floating_point() and tensor.size > 1:
+                value.const_value = ir.LazyTensor(
+                    partial(_itself, tensor),
+                    dtype=tensor.dtype,
+                    shape=ir.Shape(tensor.shape.numpy()),
+                    name=value.name,
+                )
+            self._initializers[value.name] = value
+        nodes = list(model.graph)
+        model.graph.remove(nodes)
+        model.graph.initializers.clear()
+        for number, node in enumerate(nodes):
+            node.name = self.path(f"{node.op_type}_{number}")
+            self._nodes.append(node)
+        return outputs
+
     def model(self, outputs: dict[str, ir.Value]) -> ir.Model:
         """Close the graph: give ``outputs`` the names, types and dimensions of the contract."""
         ordered = []
@@ -219,6 +258,10 @@ class GraphBuilder:
             const_value=tensor,
         )
         self._initializers[name] = value
+
+
+def _itself(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return tensor
 
 
 def save(forms: Mapping[Path, ir.Model], data: Path, *, on_tensor: Callable[[int], None]) -> None:

@@ -1,4 +1,4 @@
-r"""Two dialects of ONNX: the operators that an opset has, and what stands in for those it lacks.
+r"""Dialects of ONNX: the operators that an opset has, and what stands in for those it lacks.
 
 ====================  ==============================  =========================================
 \                     opset 23                        opset 18
@@ -9,10 +9,14 @@ attention             ``Attention``                   MatMul, Softmax, MatMul
 norm                  ``RMSNormalization``            Mul, ReduceMean, Sqrt, Div
 rotary embedding      ``RotaryEmbedding``             Split, Mul, Sub, Add, Concat
 Gelu                  ``Gelu``                        Erf or Tanh
+KV cache              Concat: it grows                Concat
 ====================  ==============================  =========================================
 
-Blocks are written once and ask ``g.dialect`` for these. Weights, names and contracts are the same,
-so both forms of a graph share one weight file. Shapes as in ``feather_edge.graphs``.
+Opset 24 is opset 23 with a KV cache in place, ``TensorScatter`` and Slice: for TensorRT 10.15 and
+newer and TensorRT-RTX, which write the new rows into the cache that they were given.
+
+Blocks are written once and ask ``g.dialect`` for these. Weights and names are the same, so all
+forms of a graph share one weight file. Shapes as in ``feather_edge.graphs``.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ import math
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
+from feather_edge.graphs import WRITE_INDICES
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -83,8 +89,25 @@ class Dialect(Protocol):
         """Gelu, exact or in its tanh approximation."""
         ...
 
+    def update_cache(
+        self, g: GraphBuilder, past: ir.Value, new: ir.Value, *, name: str
+    ) -> tuple[ir.Value, ir.Value]:
+        """Add rows [B, Hkv, S, Dh] to a cache: the cache after, and what attention sees of it."""
+        ...
 
-class Opset23:
+
+class _GrownCache:
+    """Caches as long as what they hold."""
+
+    def update_cache(
+        self, g: GraphBuilder, past: ir.Value, new: ir.Value, *, name: str
+    ) -> tuple[ir.Value, ir.Value]:
+        """See ``Dialect``."""
+        present = g.op("Concat", past, new, name=name, axis=2)  # [B, Hkv, T, Dh]
+        return present, present
+
+
+class Opset23(_GrownCache):
     """The operators as they are."""
 
     opset = 23
@@ -137,7 +160,29 @@ class Opset23:
         return g.op("Gelu", x, name=name, approximate="tanh" if tanh else "none")
 
 
-class Opset18:
+class Opset24(Opset23):
+    """Opset 23 with caches in place."""
+
+    opset = 24
+
+    def update_cache(
+        self, g: GraphBuilder, past: ir.Value, new: ir.Value, *, name: str
+    ) -> tuple[ir.Value, ir.Value]:
+        """See ``Dialect``. The mask's width says how many slots are seen.
+
+        TensorRT wants a static capacity, and without the Slice a prefill would attend to all of
+        it. ``Attention`` has an input for this, which TensorRT's parser drops without an error.
+        """
+        present = g.op("TensorScatter", past, new, g.inputs[WRITE_INDICES], name=name, axis=2)
+        num_seen = g.once(
+            "num_seen",
+            lambda: g.op("Shape", g.inputs["attention_mask"], name="num_seen", start=3, end=4),
+        )
+        bounds = (g.ints(0), num_seen, g.ints(2))
+        return present, g.op("Slice", present, *bounds, name=f"{name}_seen")  # [B, Hkv, T, Dh]
+
+
+class Opset18(_GrownCache):
     """The same in operators that TensorRT's parser has known since 10.0."""
 
     opset = 18
@@ -256,4 +301,4 @@ class Opset18:
             return g.op("Mul", half, lifted, name="gelu")
 
 
-DIALECTS: dict[int, Dialect] = {23: Opset23(), 18: Opset18()}
+DIALECTS: dict[int, Dialect] = {24: Opset24(), 23: Opset23(), 18: Opset18()}

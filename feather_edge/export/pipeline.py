@@ -15,7 +15,7 @@ from feather_edge.export.embeddings import write_embeddings
 from feather_edge.export.families import FamilyModel, read_family
 from feather_edge.export.segment import write_segment
 from feather_edge.export.writer import GraphWriter, Progress
-from feather_edge.graphs import DecoderShape, decoder_spec
+from feather_edge.graphs import OPSETS, DecoderShape, decoder_spec
 from feather_edge.manifest import FORMAT_VERSION, BundleManifest, Rotary
 from feather_edge.pruning.schedule import PruningSchedule
 from feather_edge.runtime.prompt import PROMPT_FILES, PromptFormatter
@@ -23,12 +23,11 @@ from feather_edge.runtime.prompt import PROMPT_FILES, PromptFormatter
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from feather_edge.checkpoint.config import TextConfig
+    from feather_edge.checkpoint.text_config import TextConfig
     from feather_edge.graphs import DType, GraphSpec
     from feather_edge.recipes import ExportRecipe
 
 DTYPES: dict[str, DType] = {"fp32": "float32", "fp16": "float16"}
-OPSETS = {"23": (23,), "18": (18,), "both": (23, 18)}
 
 
 def export(
@@ -55,7 +54,7 @@ def export(
     model = read_family(source)
     schedule = _schedule(recipe, model.text)
     dtype = DTYPES[recipe.precision]
-    opsets = OPSETS[recipe.opset]
+    opsets = OPSETS if recipe.opset == "all" else (int(recipe.opset),)
     with staging_folder(output, force=force) as folder:
         (folder / "onnx").mkdir()
         writer = GraphWriter(
@@ -134,6 +133,7 @@ def _manifest(
         image=model.image,
         graphs=tuple(specs),
         files={},
+        sha256="",
     )
 
 

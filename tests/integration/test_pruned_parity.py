@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from support.images import random_images, scene_questions
-from support.reference import ReferenceLlava, ReferencePruning
+from support.reference import ReferencePruning, ReferenceVlm
 from support.shipped import CHECKPOINT
 
 from feather_edge import Session
@@ -51,7 +51,7 @@ class Pair:
     """The same checkpoint twice: as a session of its bundle and as the torch reference."""
 
     session: Session
-    reference: ReferenceLlava
+    reference: ReferenceVlm
 
     def run(
         self,
@@ -104,17 +104,17 @@ def open_pair(exported: Exported) -> Pair:
     backend = OnnxRuntimeBackend(device="cpu", num_threads=1)
     return Pair(
         session=Session.open(exported.bundle, backend=backend),
-        reference=ReferenceLlava(exported.checkpoint),
+        reference=ReferenceVlm(exported.checkpoint),
     )
 
 
-TEXTS = ("llama", "mistral", "qwen2")
+TEXTS = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @pytest.fixture(scope="module", params=TEXTS)
 def tiny(request: pytest.FixtureRequest, bundles: BundleFactory) -> Pair:
     """Sixty-four visual tokens, six layers, pruned before layers 2 and 4."""
-    vision = "siglip" if request.param == "qwen2" else "clip"
+    vision = "siglip" if request.param.startswith("qwen") else "clip"
     exported = bundles(
         text=request.param,
         vision=vision,
@@ -159,11 +159,12 @@ def test_tiny_models_keep_and_answer_as_the_reference(
         assert not tiny.run(images, "where is the red circle ?", pruning)
 
 
+@pytest.mark.parametrize("opset", ["24", "18"])
 @pytest.mark.parametrize(("method", "selection"), KINDS)
-def test_the_older_operators_keep_the_same(
-    bundles: BundleFactory, method: str, selection: str
+def test_other_operators_keep_the_same(
+    bundles: BundleFactory, method: str, selection: str, opset: str
 ) -> None:
-    recipe = ExportRecipe(stages=STAGES, opset="18")
+    recipe = ExportRecipe(stages=STAGES, opset=opset)
     pair = open_pair(bundles(num_layers=6, image_size=56, recipe=recipe))
     pruning = ReferencePruning(method=method, selection=selection, stages=STAGES)
 

@@ -155,7 +155,7 @@ def test_a_missing_file_is_refused() -> None:
         ({"seed": -1}, "seed is -1; it must be 0 or more"),
         ({"prune": "best"}, "prune is 'best'; choose feather"),
         ({"selection": "some"}, "selection is 'some'; choose fill, union"),
-        ({"opset": "19"}, "opset is '19'; choose 18, 23, both"),
+        ({"opset": "19"}, "opset is '19'; choose 18, 23, 24, all"),
         ({"precision": "fp8"}, "precision is 'fp8'; choose fp32, fp16"),
     ],
 )  # fmt: skip
@@ -190,7 +190,7 @@ RATIO = st.floats(0.001, 1)
     stride=st.integers(0, 9),
     selection=st.sampled_from(["fill", "union"]),
     precision=st.sampled_from(["fp32", "fp16"]),
-    opset=st.sampled_from(["18", "23", "both"]),
+    opset=st.sampled_from(["18", "23", "24", "all"]),
     seed=st.integers(0, 2**31),
 )
 def test_a_description_is_a_recipe_again(

@@ -22,6 +22,7 @@ from feather_edge.engines.profiles import (
 from feather_edge.errors import BuildError, RecipeError
 from feather_edge.pruning import PruningSchedule
 from feather_edge.recipes import EngineRecipe, ExportRecipe
+from feather_edge.runtime.kv_cache import num_seen_slots
 
 if TYPE_CHECKING:
     from feather_edge.engine_record import OptimizationProfile
@@ -62,11 +63,15 @@ def cases(draw: st.DrawFn) -> tuple[Any, PruningSchedule, EngineRecipe]:
     return manifest, PruningSchedule(num_layers=num_layers, stages=export.stages or ()), recipe
 
 
-def all_profiles(case: Any) -> list[tuple[int, Any, OptimizationProfile, OptimizationProfile]]:
+def all_profiles(
+    case: Any, *, opset: int = 23
+) -> list[tuple[int, Any, OptimizationProfile, OptimizationProfile]]:
     manifest, schedule, recipe = case
     limits = read_limits(manifest, schedule, recipe)
     found = []
-    for index, spec in enumerate(manifest.graphs[1:]):
+    for index, graph in enumerate(manifest.graphs[1:]):
+        (form,) = (form for form in graph.forms if form.opset == opset)
+        spec = graph.of(form)
         prefill, decode = decoder_profiles(spec, index, limits)
         found.append((index, spec, prefill, decode))
     return found
@@ -74,7 +79,7 @@ def all_profiles(case: Any) -> list[tuple[int, Any, OptimizationProfile, Optimiz
 
 @given(cases())
 def test_every_input_has_a_range_and_ranges_rise(case: Any) -> None:
-    for _, spec, *profiles in all_profiles(case):
+    for _, spec, *profiles in [*all_profiles(case), *all_profiles(case, opset=24)]:
         for profile in profiles:
             assert set(profile.inputs) == {tensor.name for tensor in spec.inputs}
             for span in profile.inputs.values():
@@ -84,7 +89,7 @@ def test_every_input_has_a_range_and_ranges_rise(case: Any) -> None:
 
 @given(cases())
 def test_a_name_has_one_size_in_every_input(case: Any) -> None:
-    for _, spec, *profiles in all_profiles(case):
+    for _, spec, *profiles in [*all_profiles(case), *all_profiles(case, opset=24)]:
         for profile in profiles:
             for end in ENDS:
                 sizes: dict[str, set[int]] = {}
@@ -96,6 +101,8 @@ def test_a_name_has_one_size_in_every_input(case: Any) -> None:
                         elif tensor.name != "num_kept":
                             assert size == name
                 assert all(len(seen) == 1 for seen in sizes.values())
+                if spec.caches_in_place:
+                    continue
                 (past,), (new,), (total,) = (
                     sizes[name] for name in ("past_sequence", "sequence", "total_sequence")
                 )
@@ -135,13 +142,29 @@ def test_prefill_starts_empty_and_decode_reaches_the_capacity(case: Any) -> None
     assert limits.capacity[0] <= min(recipe.max_cache_capacity, manifest.max_positions)
 
 
+@given(cases(), st.data())
+def test_every_run_over_caches_in_place_fits_its_profile(case: Any, data: st.DataObject) -> None:
+    """Of any prompt and answer within the limits, what the runtime asks for."""
+    limits = read_limits(*case)
+    for index, spec, prefill, decode in all_profiles(case, opset=24):
+        capacity, rows = limits.capacity[index], data.draw(st.integers(1, limits.max_rows[index]))
+        caches = [prefill.inputs[past] for past in spec.caches_in_place.values()]
+        assert {getattr(span, end)[2] for span in caches for end in ENDS} == {capacity}
+        assert prefill.inputs["write_indices"].max == (case[2].max_batch_size,)
+        for profile, num_new, seen in (
+            (prefill, rows, rows),
+            (decode, 1, num_seen_slots(data.draw(st.integers(rows + 1, capacity)), capacity)),
+        ):
+            assert profile.inputs["attention_mask"].distance((1, 1, num_new, seen)) == 0
+            assert profile.inputs["cos"].min[1] <= num_new <= profile.inputs["cos"].max[1]
+
+
 @given(cases())
 def test_whatever_a_request_may_keep_fits(case: Any) -> None:
     """At the largest ratio, and for small prompts, which are not pruned at all."""
     manifest, schedule, recipe = case
     limits = read_limits(manifest, schedule, recipe)
-    per_image = manifest.image.grid_height * manifest.image.grid_width
-    num_visual = recipe.max_visual_tokens // per_image * per_image
+    num_visual = recipe.max_visual_tokens
     ratio = recipe.max_keep_ratio[0]
     for rows in limits.max_rows[1:]:
         if limits.max_rows[0] < recipe.max_prompt_tokens + num_visual:
@@ -158,8 +181,8 @@ def test_the_tuned_size_is_the_bundles_own_pruning() -> None:
     limits = read_limits(manifest, schedule, EngineRecipe(opt_prompt_tokens=64))
     assert limits.opt_rows[0] == 64 + 196
     assert limits.opt_rows[0] > limits.opt_rows[1] > limits.opt_rows[2] > 64
-    assert limits.max_rows == (512 + 5 * 196,) * 3
-    assert limits.max_images == 5
+    assert limits.max_rows == (512 + 1024,) * 3
+    assert limits.vision == {"num_images": (1, 1, 5)}
 
 
 def test_a_smaller_largest_ratio_saves_memory_in_later_segments() -> None:
@@ -254,7 +277,7 @@ def test_top_k_has_a_limit() -> None:
     def limits(num_kept: int) -> Limits:
         return Limits(
             max_rows=(5000, num_kept), opt_rows=(9, 9), capacity=(6000, 6000), batch=1,
-            max_images=1,
+            vision={"num_images": (1, 1, 1)},
         )  # fmt: skip
 
     check_top_k(limits(MAX_TOP_K))
