@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from feather_edge.evaluate.answers import BoxReader, ViewGeometry
+from feather_edge.evaluate.answers import BoxReader
 from feather_edge.evaluate.boxes import intersection_over_union
 from feather_edge.evaluate.scenes import (
     IMAGE_SIZE_PX,
@@ -27,6 +27,7 @@ from feather_edge.evaluate.scenes import (
     unseen_scenes,
 )
 from feather_edge.evaluate.statistics import wilson_interval
+from feather_edge.images import ViewGeometry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -114,3 +114,32 @@ def test_shipped_scenes_are_what_the_tool_writes():
     for index in (0, 19):
         _, questions = sample_scene(index)
         assert records[index]["questions"] == [describe(question) for question in questions]
+
+
+def test_kept_rows_come_from_the_attention_of_the_layer():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from evaluate import prepare
+    from kept_rows import SCORES, mean_row, rows_of
+
+    from feather_edge.evaluate.scenes import make_scene, scene_rng
+
+    folder = Path(feather_edge.__file__).parent / "assets" / "scene_vlm"
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    image = make_scene(scene_rng("development", 1), num_objects=5).image
+    inputs = prepare(processor, [(image, "where is the red circle ?")])
+    found = rows_of(model, inputs, 0.25)
+    with torch.no_grad():
+        attentions = model(**inputs, output_attentions=True).attentions
+    first = inputs["input_ids"][0].tolist().index(model.config.image_token_index)
+    wanted = [
+        mean_row(attention[0, :, -1, first : first + 196].mean(0), 0.25)
+        for attention in attentions[:-1]
+    ]
+    assert found["rope, full softmax"] == pytest.approx(wanted, abs=0.02)
+    assert {len(rows) for rows in found.values()} == {7}
+    assert set(found) == set(SCORES)
+    assert mean_row(torch.arange(196.0), 0.25) > 0.85

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import feather_edge
-from feather_edge.evaluate.answers import BoxReader, ViewGeometry
+from feather_edge.evaluate.answers import BoxReader
 from feather_edge.evaluate.scenes import make_scene, scene_rng
+from feather_edge.images import ViewGeometry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
