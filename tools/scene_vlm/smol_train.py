@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from assemble import read_adapter
 from batches import image_batch
 from decoder import find_gguf, load_decoder
 from objectives import DenseHead, dense_loss
@@ -53,6 +54,14 @@ class SmolTrainer(Trainer):
         images = image_batch(self.pool, np.arange(64), np.random.default_rng(self.plan.seed))
         self.model.projector.standardise(self.model.features(images.pixels).flatten(0, 1))
         self.start_phase("vision")
+
+    @torch.no_grad()
+    def start_from(self, adapter: Path) -> None:
+        """Begin the second phase with an adapter file; only the dense head starts afresh."""
+        tensors, _ = read_adapter(adapter)
+        for name, item in self.result().items():
+            item.copy_(tensors[name])
+        self.start_phase("whole")
 
     def vision_parameters(self) -> Parameters:
         """Return projector and dense head."""
@@ -99,18 +108,19 @@ class SmolTrainer(Trainer):
 
 _OPTIONS = (
     ("--tower", Path, Path("feather_edge/assets/scene_vlm"), "checkpoint with a scene tower"),
+    ("--start-from", Path, None, "adapter file to begin the second phase with"),
     ("--num-scenes", int, 24_000, "scenes in the pool"),
     ("--seed", int, 11, "seed of initialisation and batches"),
     ("--rank", int, 32, "rank of the adapters"),
     ("--vision-steps", int, 350, "steps of the first phase"),
-    ("--steps", int, 2200, "steps of the second phase"),
-    ("--sparse-steps", int, 1300, "steps of the second phase that see 48 of the visual tokens"),
+    ("--steps", int, 3000, "steps of the second phase"),
+    ("--sparse-steps", int, 1500, "steps of the second phase that see 48 of the visual tokens"),
     ("--first-max-objects", int, 4, "objects a scene may have at the start of the second phase"),
     ("--batch-size", int, 4, "images a step, second phase"),
     ("--vision-batch-size", int, 64, "images a step, first phase"),
-    ("--num-places", int, 6, "questions for a place, an image"),
-    ("--num-words", int, 8, "questions for a word, an image"),
-    ("--learning-rate", float, 7e-4, "peak of the adapters"),
+    ("--num-places", int, 8, "questions for a place, an image"),
+    ("--num-words", int, 4, "questions for a word, an image"),
+    ("--learning-rate", float, 1e-3, "peak of the adapters"),
     ("--vision-learning-rate", float, 2e-3, "peak of the first phase"),
 )
 
@@ -135,7 +145,7 @@ def build(options: argparse.Namespace, **common: Any) -> SmolTrainer:
         curriculum_level=0.65,
         curriculum_min_steps=30,
     )
-    return SmolTrainer(
+    trainer = SmolTrainer(
         tower=options.tower,
         rank=options.rank,
         num_places=options.num_places,
@@ -145,6 +155,9 @@ def build(options: argparse.Namespace, **common: Any) -> SmolTrainer:
         plan=plan,
         **common,
     )
+    if options.start_from is not None:
+        trainer.start_from(options.start_from)
+    return trainer
 
 
 def main() -> None:
