@@ -45,6 +45,7 @@ def test_geometry_is_what_preprocessing_does(
     [
         (BoxReader(box_format="pixels"), "[1, 2, 30.5, 40]", (1, 2, 30.5, 40)),
         (BoxReader(box_format="0-1"), "It is at (0.1, .2, 0.5, 1.0)", (20, 20, 100, 100)),
+        (BoxReader(box_format="0-100"), "10 20 50 100", (20, 20, 100, 100)),
         (BoxReader(box_format="0-1000"), "100 200 500 1000", (20, 20, 100, 100)),
         (
             BoxReader(box_format="location-tokens", num_bins=10),
@@ -81,7 +82,7 @@ def test_a_model_without_location_tokens_needs_a_format(bundles: BundleFactory) 
     bundle = bundles().bundle
     assert BoxReader.of(bundle) is None
     assert BoxReader.of(bundle, "0-1000") == BoxReader(box_format="0-1000")
-    with pytest.raises(RequestError, match="no location tokens such as <loc_07>.*pixels, 0-1 or"):
+    with pytest.raises(RequestError, match="no location tokens such as <loc_07>.*0-1, 0-100 or"):
         BoxReader.of(bundle, "location-tokens")
     with pytest.raises(RequestError, match="box format 'corners' is unknown; choose location-"):
         BoxReader.of(bundle, "corners")  # type: ignore[arg-type]
