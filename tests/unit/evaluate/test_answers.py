@@ -53,12 +53,12 @@ def test_geometry_is_what_preprocessing_does(
             (10, 15, 90, 95),
         ),
         (
-            BoxReader(box_format="location-tokens-yx", num_bins=10),
+            BoxReader(box_format="location-tokens", num_bins=10),
             "<loc0001><loc0000><loc0009><loc0004> cup",
-            None,
+            (10, 15, 90, 95),
         ),
         (
-            BoxReader(box_format="location-tokens-yx", num_bins=10),
+            BoxReader(box_format="location-tokens", num_bins=10),
             "<loc0001><loc0000><loc0009><loc0004>",
             (10, 15, 90, 95),
         ),
