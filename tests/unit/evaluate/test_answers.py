@@ -51,16 +51,6 @@ def test_geometry_is_what_preprocessing_does(
             "<loc_0> <loc_1> <loc_4> <loc_9>",
             (10, 15, 90, 95),
         ),
-        (
-            BoxReader(box_format="location-tokens-yx", num_bins=10),
-            "<loc0001><loc0000><loc0009><loc0004> cup",
-            None,
-        ),
-        (
-            BoxReader(box_format="location-tokens-yx", num_bins=10),
-            "<loc0001><loc0000><loc0009><loc0004>",
-            (10, 15, 90, 95),
-        ),
         (BoxReader(box_format="pixels"), '{"bbox_2d": [1, 2, 30, 40]}', (1, 2, 30, 40)),
         (BoxReader(box_format="0-1000"), "<box>(100,200),(500,1000)</box>", (20, 20, 100, 100)),
         (BoxReader(box_format="pixels"), "[1, 2, 3, 4] [5, 6, 7, 8]", None),
