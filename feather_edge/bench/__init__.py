@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from feather_edge.bench.benchmark import benchmark
 from feather_edge.bench.measure import Timing, measure
+from feather_edge.bench.report import Settings
 from feather_edge.bench.requests import Request, picture_requests, scene_requests
 from feather_edge.bench.summary import Summary, summarise
 
 __all__ = [
     "Request",
+    "Settings",
     "Summary",
     "Timing",
     "benchmark",

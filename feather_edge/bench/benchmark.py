@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 from feather_edge.bench.energy import open_meters
 from feather_edge.bench.environment import describe_environment
 from feather_edge.bench.floor import static_floor
-from feather_edge.bench.measure import DEFAULT_REPEAT, DEFAULT_WARMUP, measure
+from feather_edge.bench.measure import measure
 from feather_edge.bench.rates import MachineRates
-from feather_edge.bench.report import Opened, Report, Settings, compare
+from feather_edge.bench.report import Opened, Report, compare
 from feather_edge.bench.summary import summarise
 from feather_edge.runtime.memory import peak_rss_mib
 from feather_edge.runtime.session import Session
 
 if TYPE_CHECKING:
     from feather_edge.bench.measure import OnProgress
+    from feather_edge.bench.report import Settings
     from feather_edge.bench.requests import Requests
     from feather_edge.bundle import Bundle
-    from feather_edge.pruning import Pruning
 
 __all__ = ["benchmark"]
 
@@ -29,14 +29,8 @@ UNPRUNED, PRUNED = "unpruned", "pruned"
 def benchmark(
     bundle: Bundle,
     requests: Requests,
+    settings: Settings,
     *,
-    pruning: Pruning,
-    backend: str = "auto",
-    target: str | None = None,
-    num_threads: int | None = None,
-    warmup: int = DEFAULT_WARMUP,
-    repeat: int = DEFAULT_REPEAT,
-    max_new_tokens: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
     """Time requests to a bundle, unpruned and pruned in turn, beside what they cost at least.
@@ -44,13 +38,7 @@ def benchmark(
     Args:
         bundle: an opened bundle.
         requests: what to ask; see ``feather_edge.bench.requests``.
-        pruning: what to keep in the pruned requests.
-        backend: what runs the graphs.
-        target: whose engines, see ``Session.open``.
-        num_threads: of one graph run on the CPU; None is the backend's own choice.
-        warmup: rounds before the first that counts.
-        repeat: rounds that count.
-        max_new_tokens: limit of each answer; None is the bundle's own.
+        settings: what is measured, and how.
         on_progress: called after each request.
 
     Raises:
@@ -59,57 +47,55 @@ def benchmark(
     """
     with (
         Session.open(
-            bundle.path, backend=backend, target=target, num_threads=num_threads
+            bundle.path,
+            backend=settings.backend,
+            target=settings.target,
+            num_threads=settings.num_threads,
+            cuda_graphs=settings.cuda_graphs,
         ) as session,
         open_meters(session.backend.device) as meters,
     ):
         environment = describe_environment(
             bundle,
             session.backend,
-            target=target,
-            num_threads=num_threads,
+            target=settings.target,
+            num_threads=settings.num_threads,
             energy_sensors=meters.names,
         )
         # 1. What is compared; a request that prunes nothing says why.
-        (first,) = requests(0, 1)
-        reason = session.generate(
-            first.image, first.prompt, pruning=pruning, max_new_tokens=1
-        ).reason
+        pruning = settings.pruning
         prunings = {UNPRUNED: dataclasses.replace(pruning, criterion="none", pre_criterion="none")}
-        if reason is None:
+        (first,) = requests(0, 1)
+        probe = session.generate(first.image, first.prompt, pruning=pruning, max_new_tokens=1)
+        if probe.reason is None:
             prunings[PRUNED] = pruning
-        # 2. What requests take here, 3. and what the session needs for them.
+        # 2. What requests take here, and what the session needs for them.
         memory = _Memory(session, on_progress)
         timings = measure(
             session,
             prunings,
             requests,
-            warmup=warmup,
-            repeat=repeat,
-            max_new_tokens=max_new_tokens,
+            warmup=settings.warmup,
+            repeat=settings.repeat,
+            max_new_tokens=settings.max_new_tokens,
             joules=meters.joules if meters.names else None,
             on_progress=memory,
         )
         opened = memory.opened()
-        # 4. What they would take at least; later, since measuring rates needs memory of its own.
+        # 3. What they would take at least; later, since measuring rates needs memory of its own.
         unpruned = summarise(timings[UNPRUNED])
         pruned = summarise(timings[PRUNED]) if PRUNED in timings else None
         rates = MachineRates(session.backend)
         floor = static_floor(bundle, first.image, unpruned, pruned, rates)
     return Report(
         environment=environment,
-        settings=Settings(
-            pruning=None if pruned is None else pruning,
-            warmup=warmup,
-            repeat=repeat,
-            max_new_tokens=max_new_tokens,
-        ),
+        settings=settings,
         floor=floor,
         session=opened,
         unpruned=unpruned,
         pruned=pruned,
         ratio=compare(pruned, unpruned, floor),
-        reason=reason,
+        reason=probe.reason,
     )
 
 
@@ -136,4 +122,5 @@ class _Memory:
             load_ms=self._session.load_ms,
             peak_rss_mib=peak_rss_mib(),
             peak_device_mib=None if peak is None else peak / 2**20,
+            notes=self._session.notes,
         )

@@ -8,6 +8,7 @@ import msgspec
 
 from feather_edge.bench.environment import Environment
 from feather_edge.bench.floor import Floor
+from feather_edge.bench.measure import DEFAULT_REPEAT, DEFAULT_WARMUP
 from feather_edge.bench.summary import PairRatio, Summary, compare_pairs
 from feather_edge.errors import BenchmarkError
 from feather_edge.pruning import Pruning
@@ -27,12 +28,27 @@ LIMITS = (
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked for; ``pruning`` is None where nothing could be pruned."""
+    """What is measured, and how.
 
-    pruning: Pruning | None
-    warmup: int
-    repeat: int
-    max_new_tokens: int | None
+    Attributes:
+        pruning: what to keep in the pruned requests.
+        backend: what runs the graphs.
+        target: whose engines, see ``Session.open``.
+        num_threads: of one graph run on the CPU; None is the backend's own choice.
+        cuda_graphs: whether decode steps may be captured as CUDA graphs.
+        warmup: rounds before the first that counts.
+        repeat: rounds that count.
+        max_new_tokens: limit of each answer; None is the bundle's own.
+    """
+
+    pruning: Pruning
+    backend: str = "auto"
+    target: str | None = None
+    num_threads: int | None = None
+    cuda_graphs: bool = True
+    warmup: int = DEFAULT_WARMUP
+    repeat: int = DEFAULT_REPEAT
+    max_new_tokens: int | None = None
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,11 +59,13 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
         peak_rss_mib: most host memory of the process, at the end.
         peak_device_mib: most device memory in use after any request; None on a CPU, and where the
             backend cannot say.
+        notes: how the backend runs, where that is not as one might expect.
     """
 
     load_ms: float
     peak_rss_mib: float
     peak_device_mib: float | None
+    notes: tuple[str, ...]
 
 
 class Ratio(msgspec.Struct, frozen=True, kw_only=True):

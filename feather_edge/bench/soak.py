@@ -138,6 +138,7 @@ def soak(
     backend: str = "auto",
     target: str | None = None,
     num_threads: int | None = None,
+    cuda_graphs: bool = True,
     on_progress: OnProgress | None = None,
 ) -> SoakReport:
     """Ask a session at random for ``duration_s``; judge with ``SoakReport.check``.
@@ -149,13 +150,19 @@ def soak(
         backend: what runs the graphs.
         target: whose engines, see ``Session.open``.
         num_threads: of one graph run on the CPU; None is the backend's own choice.
+        cuda_graphs: whether decode steps may be captured as CUDA graphs.
         on_progress: called after each round of requests.
 
     Raises:
         BackendError: if the backend is missing or fails.
     """
     open_session = partial(
-        Session.open, bundle, backend=backend, target=target, num_threads=num_threads
+        Session.open,
+        bundle,
+        backend=backend,
+        target=target,
+        num_threads=num_threads,
+        cuda_graphs=cuda_graphs,
     )
     footprints: list[Footprint] = []
     start_s = last_s = time.perf_counter()

@@ -105,6 +105,7 @@ def verdict(report: Report) -> str:
     lines = [f"KV cache: {per_token} bytes per token, {cache_mib:.1f} MiB after the prefill{kept}"]
     if floor.copy_gbytes_per_s is not None:
         lines.append(f"memory: {floor.copy_gbytes_per_s:.1f} GB/s read and written by copying")
+    lines += [f"note: {note}" for note in report.session.notes]
     if ratio is None or report.pruned is None:
         lines.append(f"nothing was pruned, since {report.reason}")
     else:

@@ -7,24 +7,30 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from feather_edge.cli._options import all_of, only_given
+from feather_edge.cli._options import (
+    all_of,
+    backend_options,
+    cuda_graphs_option,
+    only_given,
+)
 from feather_edge.cli._parsers import parse_duration, parse_limits
 
 if TYPE_CHECKING:
+    from feather_edge.bench import Settings
     from feather_edge.bench.requests import Requests
     from feather_edge.bundle import Bundle
 
 __all__ = [
-    "measure_options",
+    "asked_requests",
     "measuring_options",
     "picture_options",
     "request_options",
-    "requests_of",
+    "running_options",
+    "settings_of",
     "soak_options",
-    "threads_option",
 ]
 
-OF_A_SOAK = ("seed", "backend", "target", "num_threads")
+OF_A_SOAK = ("seed", "backend", "target", "num_threads", "cuda_graphs")
 
 picture_options = all_of(
     click.option(
@@ -81,65 +87,62 @@ measuring_options = all_of(
     ),
 )
 
-threads_option = click.option(
-    "--threads",
-    "num_threads",
-    type=click.IntRange(min=1),
-    show_default="the backend's own choice",
-    help="Threads of one graph run, on the CPU.",
+running_options = all_of(
+    backend_options,
+    cuda_graphs_option,
+    click.option(
+        "--threads",
+        "num_threads",
+        type=click.IntRange(min=1),
+        show_default="the backend's own choice",
+        help="Threads of one graph run, on the CPU.",
+    ),
 )
 
 
-def requests_of(*, image: Path | None, prompt: str | None, seed: int) -> Requests:
-    """Return what is asked while the clock runs: a picture of one's own, or generated scenes.
+def asked_requests(image: Path | None, prompt: str | None, *, seed: int) -> Requests:
+    """Return what to ask: about the user's picture, or about generated scenes.
 
     Raises:
         UsageError: if only one of picture and prompt is given.
     """
     from feather_edge.bench import picture_requests, scene_requests
 
-    if (image is None) != (prompt is None):
+    if image is not None and prompt is not None:
+        return picture_requests(image, prompt, seed=seed)
+    if image is not None or prompt is not None:
         raise click.UsageError("--image and --prompt go together")
-    if image is None or prompt is None:
-        return scene_requests(seed=seed)
-    return picture_requests(image, prompt, seed=seed)
+    return scene_requests(seed=seed)
 
 
-def measure_options(
+def settings_of(
     bundle: Bundle,
     *,
-    image: Path | None,
-    prompt: str | None,
     prune: str | None,
     pre_prune: str | None,
+    keep_ratio: tuple[float, ...] | None,
+    stride: int | None,
+    selection: str | None,
     seed: int | None,
-    backend: str,
-    target: str | None,
-    num_threads: int | None,
-    max_new_tokens: int | None,
-    warmup: int | None,
-    repeat: int | None,
-    **pruning: Any,
-) -> dict[str, Any]:
-    """Return the arguments of ``feather_edge.bench.benchmark`` that options stand for.
-
-    Raises:
-        UsageError: if only one of picture and prompt is given.
-    """
+    pre_keep_ratio: float | None,
+    **options: Any,
+) -> Settings:
+    """Lay the options that were given over the bundle's own pruning and the defaults."""
+    from feather_edge.bench import Settings
     from feather_edge.pruning.overrides import override
     from feather_edge.runtime.session import default_pruning
 
-    asked = {"criterion": prune, "pre_criterion": pre_prune, "seed": seed, **pruning}
-    effective = override(default_pruning(bundle), **only_given(**asked))
-    return {
-        "requests": requests_of(image=image, prompt=prompt, seed=effective.seed),
-        "pruning": effective,
-        "backend": backend,
-        "target": target,
-        "num_threads": num_threads,
-        "max_new_tokens": max_new_tokens,
-        **only_given(warmup=warmup, repeat=repeat),
-    }
+    asked = only_given(
+        criterion=prune,
+        keep_ratio=keep_ratio,
+        stride=stride,
+        selection=selection,
+        seed=seed,
+        pre_criterion=pre_prune,
+        pre_keep_ratio=pre_keep_ratio,
+    )
+    pruning = override(default_pruning(bundle), **asked)
+    return Settings(pruning=pruning, **only_given(**options))
 
 
 def soak_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from feather_edge.cli._bench_options import (
-    measure_options,
+    asked_requests,
     measuring_options,
     request_options,
+    running_options,
+    settings_of,
     soak_options,
-    threads_option,
 )
-from feather_edge.cli._options import backend_options, emit_json, json_option, pruning_options
+from feather_edge.cli._options import emit_json, json_option, pruning_options
 from feather_edge.cli._progress import counting_bar
 from feather_edge.cli._tables import print_table
 
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
 @request_options
 @pruning_options(default="from the bundle")
 @measuring_options
-@backend_options
-@threads_option
+@running_options
 @json_option
 def command(*, bundle: Path, duration_s: float | None, as_json: bool, **options: Any) -> None:
     """Measure how long requests take.
@@ -52,6 +52,8 @@ def command(*, bundle: Path, duration_s: float | None, as_json: bool, **options:
 def _measure(
     bundle: Bundle,
     *,
+    image: Path | None,
+    prompt: str | None,
     plot: Path | None,
     limits: dict[str, float],
     as_json: bool,
@@ -62,8 +64,10 @@ def _measure(
 
     if plot is not None:
         require_plot(plot)
+    settings = settings_of(bundle, **options)
+    requests = asked_requests(image, prompt, seed=settings.pruning.seed)
     with counting_bar("requests") as on_progress:
-        report = benchmark(bundle, on_progress=on_progress, **measure_options(bundle, **options))
+        report = benchmark(bundle, requests, settings, on_progress=on_progress)
     if plot is not None:
         write_plot(report, plot)
     if as_json:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from feather_edge.cli._bench_options import picture_options, requests_of
+from feather_edge.cli._bench_options import asked_requests, picture_options
 from feather_edge.cli._options import (
     backend_options,
     box_format_option,
@@ -49,7 +49,7 @@ def command(
     """
     from feather_edge.tune import tune
 
-    requests = requests_of(image=options.pop("image"), prompt=options.pop("prompt"), seed=0)
+    requests = asked_requests(options.pop("image"), options.pop("prompt"), seed=0)
     requirement = requirement_of(ctx, options)
     with counting_bar("tuning") as on_progress:
         report = tune(

@@ -72,6 +72,8 @@ def pre_plan(pruning: Pruning, layout: Layout, embeds: NDArray[Any]) -> StagePla
     for number, quota in enumerate(quotas):
         rows = layout.rows(number)
         rows = rows[~layout.is_forbidden[rows]]
+        if not len(rows):  # a tile that lies in forbidden regions
+            continue
         tokens = _image_tokens(pruning, layout, embeds, number, rows)
         ranks[rows] = rank(tokens, min(quota, len(rows)))
     return StagePlan(quotas=quotas, ranks=ranks)
@@ -84,6 +86,8 @@ def _merge(pruning: Pruning, layout: Layout, embeds: NDArray[Any]) -> Entered:
     for number in range(len(layout.spans)):
         rows = layout.rows(number)
         rows = rows[~(layout.is_forbidden[rows] | layout.is_protected[rows])]
+        if not len(rows):
+            continue
         tokens = _image_tokens(pruning, layout, embeds, number, rows)
         found = merger(tokens, pruning.pre_keep_ratio)
         places = rows[found.representatives]

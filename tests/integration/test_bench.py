@@ -32,7 +32,7 @@ QUICK = ["--warmup", "0", "--repeat", "2", "--max-new-tokens", "3"]
 
 @pytest.fixture
 def bundle(bundles: BundleFactory) -> Bundle:
-    return bundles(num_layers=4, recipe=ExportRecipe(opset="both")).bundle
+    return bundles(num_layers=4, recipe=ExportRecipe(opset="all")).bundle
 
 
 @pytest.fixture(autouse=True)

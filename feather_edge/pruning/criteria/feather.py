@@ -65,7 +65,8 @@ class Feather:
             return StagePlan(quotas=stage_quotas(pruning, stage, num_stages, layout))
         square = pruning.keep_ratio[0] ** 2
         survivors = [len(layout.rows(span)) for span in range(len(layout.spans))]
-        return StagePlan(quotas=tuple(keep_count(count, square) for count in survivors))
+        quotas = tuple(min(count, keep_count(count, square)) for count in survivors)
+        return StagePlan(quotas=quotas)
 
 
 def alive_grid(layout: Layout, stride: int) -> NDArray[np.bool_]:

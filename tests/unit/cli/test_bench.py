@@ -95,4 +95,5 @@ def test_a_soak_gets_its_time(
 
     ((duration_s, options),) = calls
     assert duration_s == seconds
-    assert options == {"seed": 3, "backend": "auto", "num_threads": 2, "on_progress": None}
+    assert options == {"seed": 3, "backend": "auto", "num_threads": 2, "cuda_graphs": True,
+                       "on_progress": None}  # fmt: skip

@@ -100,6 +100,20 @@ def test_answers_in_threads_are_those_of_one_after_the_other(bundle: Bundle) -> 
             np.testing.assert_array_equal(stage.kept_indices, reference.kept_indices)
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_streams_read_in_turn_do_not_share_caches(bundle: Bundle, backend: str) -> None:
+    pytest.importorskip(backend)
+    with Session.open(bundle, backend=backend, num_threads=1) as session:
+        expected = [
+            session.generate(picture(seed), PROMPT, max_new_tokens=6).token_ids
+            for seed in range(3)
+        ]
+        streams = [session.stream(picture(seed), PROMPT, max_new_tokens=6) for seed in range(3)]
+        found = list(zip(*streams, strict=True))
+
+    assert [tuple(t.token_id for t in tokens) for tokens in zip(*found, strict=True)] == expected
+
+
 def test_a_stream_that_nobody_reads_on_blocks_nobody(bundle: Bundle) -> None:
     with Session.open(bundle, backend=JealousBackend()) as session:
         waiting = session.stream(picture(0), PROMPT)
