@@ -190,6 +190,23 @@ class DecoderShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     local_layers: tuple[int, ...] = ()
     has_local_rotary: bool = False
 
+    def __post_init__(self) -> None:
+        for name, most in _MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 to {most}")
+
+
+_MOST = {
+    "num_layers": 2**10,
+    "hidden_size": 2**16,
+    "intermediate_size": 2**19,
+    "num_attention_heads": 2**10,
+    "num_key_value_heads": 2**10,
+    "head_dim": 2**12,
+    "vocab_size": 2**22,
+}
+"""Beyond any decoder there is: a manifest with more of it is damaged, or means harm."""
+
 
 def vision_encoder_spec(
     *,

@@ -254,6 +254,11 @@ class Session:
         shape = (len(spec.outputs), 0, self.bundle.manifest.decoder.hidden_size)
         parts = [np.empty(shape, spec.outputs[0].dtype)]
         for call in prepared.calls:
+            if call.keys() != {tensor.name for tensor in spec.inputs}:
+                raise BundleError(
+                    f"{spec.name} takes {', '.join(t.name for t in spec.inputs)}, but pictures "
+                    f"give {', '.join(call)}; export the bundle again"
+                )
             inputs = {
                 tensor.name: self._backend.upload(
                     np.ascontiguousarray(call[tensor.name], dtype=tensor.dtype)

@@ -129,9 +129,10 @@ def test_regions(pair: Pair) -> None:
     check_regions(pair)
 
 
+@pytest.mark.parametrize("opset", ["24", "18"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_older_operators(bundles: BundleFactory, shape: str) -> None:
-    recipe = ExportRecipe(stages=(2, 4), opset="18")
+def test_other_operators(bundles: BundleFactory, shape: str, opset: str) -> None:
+    recipe = ExportRecipe(stages=(2, 4), opset=opset)
     pair = open_pair(bundles(tiny_gemma3, recipe=recipe, shape=shape), Gemma3Reference)
 
     check_unpruned(pair, random_images(1))
