@@ -27,7 +27,8 @@ BoxFormat = Literal["location-tokens", "pixels", "0-1", "0-100", "0-1000"]
 MIN_IOU = 0.5
 """An answer finds its thing when the boxes overlap at least this much."""
 
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
+_NUMBER = re.compile(r"(?<![\w.])-?(?:\d+(?:\.\d+)?|\.\d+)")
+"""Not what is part of a word, such as the 2 of ``bbox_2d`` in the answers of Qwen2.5-VL."""
 _LOCATION_TOKEN = re.compile(r"<loc_?\d+>")
 
 

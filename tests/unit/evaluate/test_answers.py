@@ -44,6 +44,12 @@ def test_geometry_is_what_preprocessing_does(
     ("reader", "text", "box"),
     [
         (BoxReader(box_format="pixels"), "[1, 2, 30.5, 40]", (1, 2, 30.5, 40)),
+        (
+            BoxReader(box_format="pixels"),
+            '```json\n[{"bbox_2d": [1, 2, 30, 40], "label": "cup"}]\n```',
+            (1, 2, 30, 40),
+        ),
+        (BoxReader(box_format="pixels"), "x1=1 y1=-.5 x2=30 y2=40", (1, -0.5, 30, 40)),
         (BoxReader(box_format="0-1"), "It is at (0.1, .2, 0.5, 1.0)", (20, 20, 100, 100)),
         (BoxReader(box_format="0-100"), "10 20 50 100", (20, 20, 100, 100)),
         (BoxReader(box_format="0-1000"), "100 200 500 1000", (20, 20, 100, 100)),
