@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feather_edge import recipes
 from feather_edge.errors import RecipeError
 from feather_edge.recipes import (
     CriterionName,
@@ -20,6 +19,7 @@ from feather_edge.recipes import (
     load_recipe,
     override,
     override_engine,
+    reading,
     recipe_folder,
     recipe_names,
 )
@@ -71,7 +71,7 @@ def test_an_installed_package_carries_its_recipes(
     packaged = tmp_path / "feather_edge" / "_recipes" / "export"
     packaged.mkdir(parents=True)
     (packaged / "only.toml").write_text("seed = 7")
-    monkeypatch.setattr(recipes, "__file__", str(tmp_path / "feather_edge" / "recipes.py"))
+    monkeypatch.setattr(reading, "__file__", str(tmp_path / "feather_edge/recipes/reading.py"))
     assert recipe_folder() == packaged
     assert recipe_names() == ("only",)
     assert load_recipe("only").seed == 7
@@ -80,7 +80,7 @@ def test_an_installed_package_carries_its_recipes(
 def test_a_checkout_has_them_beside_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipes, "__file__", str(tmp_path / "feather_edge" / "recipes.py"))
+    monkeypatch.setattr(reading, "__file__", str(tmp_path / "feather_edge/recipes/reading.py"))
     assert recipe_folder("engines") == tmp_path / "engines" / "recipes"
     assert recipe_names("engines") == ()
 
