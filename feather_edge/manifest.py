@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from feather_edge.checkpoint.packed import PackedFormat
 from feather_edge.checkpoint.preprocessing import PreprocessConfig
 from feather_edge.graphs import DecoderShape, GraphSpec
 from feather_edge.recipes import ExportRecipe
@@ -61,7 +62,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         feather_edge_version: what wrote the bundle.
         source: name of the checkpoint folder or hub id.
         model_type: Hugging Face's name of the family.
-        recipe: the effective recipe, stages filled in.
+        recipe: the effective recipe, nothing left out that the export decided.
         decoder: sizes of the decoder.
         rotary: its rotary embedding.
         max_positions: longest sequence the model was made for.
@@ -70,6 +71,9 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         image: what an image becomes.
         graphs: contract of each graph, vision encoder first, then the segments.
         files: every other file of the bundle, by its path.
+        taken_over: how the checkpoint's own int4 weights were packed, if it had such.
+        kept_higher: dense layers that ``int8-dynamic`` would have hurt, and by how much: the
+            relative error of what they give. Their weights are ``int8`` blocks instead.
     """
 
     format_version: int
@@ -85,3 +89,5 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     image: ImageSpec
     graphs: tuple[GraphSpec, ...]
     files: dict[str, FileRecord]
+    taken_over: PackedFormat | None = None
+    kept_higher: dict[str, float] = msgspec.field(default_factory=dict)

@@ -13,21 +13,22 @@ from feather_edge.bundle import Bundle, staging_folder, write_manifest
 from feather_edge.checkpoint.reader import Checkpoint
 from feather_edge.export.embeddings import write_embeddings
 from feather_edge.export.families import FamilyModel, read_family
+from feather_edge.export.precision import decoder_graph_precision, vision_graph_precision
 from feather_edge.export.segment import write_segment
 from feather_edge.export.writer import GraphWriter, Progress
 from feather_edge.graphs import DecoderShape, decoder_spec
 from feather_edge.manifest import FORMAT_VERSION, BundleManifest, Rotary
 from feather_edge.pruning.schedule import PruningSchedule
+from feather_edge.recipes.precision import effective_precision, opset_choice
 from feather_edge.runtime.prompt import PROMPT_FILES, PromptFormatter
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from feather_edge.checkpoint.config import TextConfig
-    from feather_edge.graphs import DType, GraphSpec
+    from feather_edge.graphs import GraphSpec
     from feather_edge.recipes import ExportRecipe
 
-DTYPES: dict[str, DType] = {"fp32": "float32", "fp16": "float16"}
 OPSETS = {"23": (23,), "18": (18,), "both": (23, 18)}
 
 
@@ -47,25 +48,25 @@ def export(
 
     Raises:
         CheckpointError: if the checkpoint cannot be read or is not supported.
-        RecipeError: if the recipe's stages do not fit the decoder's depth.
+        RecipeError: if the recipe's stages do not fit the decoder's depth, or its precision a
+            checkpoint that is quantised already.
         BundleError: if ``output`` exists (see ``force``) or cannot be written.
     """
     # 1. Understand the checkpoint, and settle where the decoder is split.
     source = Checkpoint.open(checkpoint)
     model = read_family(source)
     schedule = _schedule(recipe, model.text)
-    dtype = DTYPES[recipe.precision]
-    opsets = OPSETS[recipe.opset]
+    opsets = OPSETS[opset_choice(recipe)]
+    vision_types = vision_graph_precision(recipe)
+    decoder_types = decoder_graph_precision(recipe, source.packed)
     with staging_folder(output, force=force) as folder:
         (folder / "onnx").mkdir()
-        writer = GraphWriter(
-            folder=folder, weights=model.weights, dtype=dtype, on_progress=on_progress
-        )
+        writer = GraphWriter(folder=folder, weights=model.weights, on_progress=on_progress)
         # 2. The vision encoder, projector included.
-        vision = model.vision_spec(dtype, opsets)
-        specs = [writer.write(vision, model.write_vision_encoder)]
-        # 3. The embeddings of the vocabulary; a tied head refers to them.
-        write_embeddings(folder, model, dtype=dtype)
+        vision = model.vision_spec(vision_types.dtype, opsets)
+        specs = [writer.write(vision, model.write_vision_encoder, precision=vision_types)]
+        # 3. The embeddings of the vocabulary; a tied head may refer to them.
+        write_embeddings(folder, model, decoder_types)
         # 4. The decoder, one graph per segment.
         for index, segment in enumerate(schedule.segments):
             spec = decoder_spec(
@@ -73,11 +74,11 @@ def export(
                 segment.layers,
                 decoder_shape(model.text),
                 is_last=segment == schedule.segments[-1],
-                dtype=dtype,
+                dtype=decoder_types.dtype,
                 opsets=opsets,
             )
             compose = partial(write_segment, segment=segment, model=model, folder=folder)
-            specs.append(writer.write(spec, compose))
+            specs.append(writer.write(spec, compose, precision=decoder_types))
         # 5. Nothing of the decoder or the projector may be left over: it would be lost silently.
         model.weights.check_all_used("text.", "projector.")
         # 6. Tokenizer and chat template as they are, then the manifest.
@@ -125,7 +126,11 @@ def _manifest(
         feather_edge_version=__version__,
         source=source.path.name,
         model_type=source.config["model_type"],
-        recipe=msgspec.structs.replace(recipe, stages=schedule.stages),
+        recipe=msgspec.structs.replace(
+            recipe, stages=schedule.stages, **effective_precision(recipe)
+        ),
+        taken_over=source.packed,
+        kept_higher={},
         decoder=decoder_shape(text),
         rotary=_rotary(text),
         max_positions=text.max_positions,

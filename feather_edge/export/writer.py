@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from feather_edge.export.precision import GraphPrecision
     from feather_edge.export.weights import Weights
-    from feather_edge.graphs import DType, GraphSpec
+    from feather_edge.graphs import GraphSpec
 
 
 OLDEST_OPSET = min(DIALECTS)
@@ -37,15 +38,20 @@ class GraphWriter:
 
     folder: Path
     weights: Weights
-    dtype: DType
     on_progress: Progress | None
 
-    def write(self, spec: GraphSpec, compose: Callable[[GraphBuilder], ir.Model]) -> GraphSpec:
+    def write(
+        self,
+        spec: GraphSpec,
+        compose: Callable[[GraphBuilder], ir.Model],
+        *,
+        precision: GraphPrecision,
+    ) -> GraphSpec:
         """Compose the graph in each form of its contract and write it; returns the contract."""
         models = {}
         for form in spec.forms:
             builder = GraphBuilder(
-                spec, self.weights, dtype=self.dtype, dialect=DIALECTS[form.opset]
+                spec, self.weights, precision=precision, dialect=DIALECTS[form.opset]
             )
             model = compose(builder)
             if form.opset == OLDEST_OPSET:

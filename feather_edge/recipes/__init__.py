@@ -11,23 +11,31 @@ from feather_edge.recipes.engines import (
 from feather_edge.recipes.export import (
     CriterionName,
     ExportRecipe,
-    OpsetName,
-    Precision,
     PreCriterionName,
     SelectionName,
     default_recipe_name,
     load_recipe,
     override,
 )
+from feather_edge.recipes.precision import (
+    Clipping,
+    FloatPrecision,
+    HeadPrecision,
+    OpsetName,
+    Precision,
+)
 from feather_edge.recipes.reading import Stage, describe_recipe, recipe_folder, recipe_names
 
 __all__ = [
+    "Clipping",
     "CriterionName",
     "EngineBackend",
     "EngineOpset",
     "EngineProfiles",
     "EngineRecipe",
     "ExportRecipe",
+    "FloatPrecision",
+    "HeadPrecision",
     "OpsetName",
     "PreCriterionName",
     "Precision",

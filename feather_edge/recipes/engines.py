@@ -8,7 +8,7 @@ import msgspec
 
 from feather_edge.errors import RecipeError
 from feather_edge.recipes.checks import check_choice, check_form, check_keep_ratio
-from feather_edge.recipes.export import Precision
+from feather_edge.recipes.precision import FloatPrecision
 from feather_edge.recipes.reading import load
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class EngineRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         tensorrt_version: that the device's software brings; a dry run without TensorRT plans
             for it.
         shared_memory_mib: of CPU and GPU together; None where the GPU has its own.
-        precision: that suits the device; a bundle of another one builds, with a note.
+        precision: of activations that suits the device; a bundle of another one builds, with a
+            note.
         opset: of the graphs to build; ``auto`` is the newest that the TensorRT version reads.
         max_prompt_tokens: text tokens of a prompt, beside the visual ones.
         max_visual_tokens: visual tokens of all images of a request.
@@ -51,7 +52,7 @@ class EngineRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     compute_capabilities: tuple[str, ...] = ()
     tensorrt_version: str = "10.3"
     shared_memory_mib: int | None = None
-    precision: Precision = "fp16"
+    precision: FloatPrecision = "fp16"
     opset: EngineOpset = "auto"
     max_prompt_tokens: int = 512
     max_visual_tokens: int = 1024
@@ -66,7 +67,7 @@ class EngineRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def __post_init__(self) -> None:
         check_choice("backend", self.backend, get_args(EngineBackend))
-        check_choice("precision", self.precision, get_args(Precision))
+        check_choice("precision", self.precision, get_args(FloatPrecision))
         check_choice("opset", self.opset, get_args(EngineOpset))
         check_choice("profiles", self.profiles, get_args(EngineProfiles))
         for capability in self.compute_capabilities:

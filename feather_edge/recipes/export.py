@@ -8,6 +8,14 @@ import msgspec
 
 from feather_edge.errors import RecipeError
 from feather_edge.recipes.checks import check_choice, check_keep_ratio
+from feather_edge.recipes.precision import (
+    Clipping,
+    FloatPrecision,
+    HeadPrecision,
+    OpsetName,
+    Precision,
+    check_precision,
+)
 from feather_edge.recipes.reading import load
 
 if TYPE_CHECKING:
@@ -18,12 +26,13 @@ CriterionName = Literal[
 ]
 PreCriterionName = Literal["uniform", "random", "divprune", "dart", "cdpruner", "none"]
 SelectionName = Literal["fill", "union"]
-Precision = Literal["fp32", "fp16"]
-OpsetName = Literal["18", "23", "both"]
 
 
 class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an export decides. Only `stages`, `precision` and `opset` are fixed in the graphs.
+    """What an export decides.
+
+    Fixed in the graphs are `stages`, `opset`, and what has to do with precision; the rest are
+    defaults of requests.
 
     Attributes:
         stages: visual tokens are pruned before these decoder layers, ascending, counted from 0.
@@ -35,8 +44,19 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             several are the share of the original visual tokens left after each stage.
         stride: step of FEATHER's uniform grid; 0 for no grid.
         selection: ``fill`` keeps a constant count, ``union`` the paper's data-dependent one.
-        precision: of weights and activations.
-        opset: of the graphs; both forms share one file of weights.
+        precision: of the decoder. fp32, fp16 and bf16 are of weights and activations; ``int8``
+            and ``int4`` are of the weights of dense layers, in blocks with a scale each;
+            ``int8-dynamic`` quantises what enters a dense layer too, as a whole and at run time.
+        vision_precision: of the vision encoder; None is as `precision`, but ``int8`` where that
+            is ``int4``.
+        head_precision: of the language head's weights; ``float`` is the type of the decoder's
+            activations. None is ``float`` with such a decoder and ``int8`` with any other.
+        activations: type of everything but weights where those are integers; None is fp32.
+        block_size: consecutive inputs of a dense layer that share a scale.
+        clipping: ``mse`` chooses the scales of blocks by least squared error, at the price of the
+            largest weights; ``none`` by the largest weight.
+        opset: of the graphs; both forms share one file of weights. None is both where 18 can hold
+            the precision, and 23 where it cannot.
         seed: of the criterion ``random``.
         pre_prune: criterion before the decoder, on vision features, of a request that names none.
         pre_keep_ratio: share of the visual tokens that it lets into the decoder.
@@ -48,7 +68,12 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     stride: int = 3
     selection: SelectionName = "fill"
     precision: Precision = "fp32"
-    opset: OpsetName = "both"
+    vision_precision: Precision | None = None
+    head_precision: HeadPrecision | None = None
+    activations: FloatPrecision | None = None
+    block_size: int = 32
+    clipping: Clipping = "none"
+    opset: OpsetName | None = None
     seed: int = 0
     pre_prune: PreCriterionName = "none"
     pre_keep_ratio: float = 0.5
@@ -57,8 +82,7 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         check_choice("prune", self.prune, get_args(CriterionName))
         check_choice("pre_prune", self.pre_prune, get_args(PreCriterionName))
         check_choice("selection", self.selection, get_args(SelectionName))
-        check_choice("precision", self.precision, get_args(Precision))
-        check_choice("opset", self.opset, get_args(OpsetName))
+        check_precision(self)
         _check_stages(self.stages)
         check_keep_ratio("keep_ratio", self.keep_ratio, self.stages)
         if self.prune == "feather" and len(self.keep_ratio) == 1 and len(self.stages or ()) > 2:
@@ -100,6 +124,11 @@ def override(
     stride: int | None = None,
     selection: SelectionName | None = None,
     precision: Precision | None = None,
+    vision_precision: Precision | None = None,
+    head_precision: HeadPrecision | None = None,
+    activations: FloatPrecision | None = None,
+    block_size: int | None = None,
+    clipping: Clipping | None = None,
     opset: OpsetName | None = None,
     seed: int | None = None,
     pre_prune: PreCriterionName | None = None,
@@ -117,6 +146,11 @@ def override(
         "stride": stride,
         "selection": selection,
         "precision": precision,
+        "vision_precision": vision_precision,
+        "head_precision": head_precision,
+        "activations": activations,
+        "block_size": block_size,
+        "clipping": clipping,
         "opset": opset,
         "seed": seed,
         "pre_prune": pre_prune,

@@ -73,7 +73,7 @@ class DecoderChain:
         self._manifest = manifest
         self._schedule = schedule
         self._backend = backend
-        self._dtype = manifest.graphs[0].inputs[0].dtype
+        self._dtype = manifest.graphs[-1].inputs[0].dtype
         self._caches = [
             SegmentCache(segment, manifest.decoder, backend=backend, dtype=self._dtype)
             for segment in schedule.segments

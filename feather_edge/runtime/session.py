@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from typing_extensions import Self
 
+    from feather_edge.graphs import DType
     from feather_edge.pruning import Region
     from feather_edge.runtime.preprocess import ImageSource
     from feather_edge.runtime.prompt import Message
@@ -288,8 +289,20 @@ def _load_images(images: ImageSource | Sequence[ImageSource]) -> list[Image.Imag
     return [load_image(source) for source in several]
 
 
-def _open_embeddings(bundle: Bundle) -> NDArray[Any]:
-    """Return the vocabulary's embeddings [V, D], memory-mapped."""
+class _Embeddings:
+    """The vocabulary's embeddings [V, D], memory-mapped; rows come in the decoder's type."""
+
+    def __init__(self, table: NDArray[Any], dtype: DType) -> None:
+        self._table = table
+        self._dtype = np.dtype(dtype)
+
+    def __getitem__(self, token_ids: NDArray[np.int64] | int) -> NDArray[Any]:
+        rows = self._table[token_ids]
+        # What one id gives is a view of the file; what several give is a copy already.
+        return rows.astype(self._dtype, copy=False)
+
+
+def _open_embeddings(bundle: Bundle) -> _Embeddings:
     shape = (bundle.manifest.decoder.vocab_size, bundle.manifest.decoder.hidden_size)
     view = read_tensors(bundle.embed_tokens_file).get(EMBED_TOKENS_TENSOR)
     if view is None or view.shape != shape:
@@ -297,4 +310,4 @@ def _open_embeddings(bundle: Bundle) -> NDArray[Any]:
             f"{bundle.embed_tokens_file} must hold {EMBED_TOKENS_TENSOR} {list(shape)}; "
             f"export the bundle again"
         )
-    return view.read()
+    return _Embeddings(view.read(), bundle.manifest.graphs[-1].inputs[0].dtype)

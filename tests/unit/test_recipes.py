@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, get_args
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from feather_edge.recipes import (
     recipe_folder,
     recipe_names,
 )
+from feather_edge.recipes.precision import effective_precision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -156,11 +158,64 @@ def test_a_missing_file_is_refused() -> None:
         ({"prune": "best"}, "prune is 'best'; choose feather"),
         ({"selection": "some"}, "selection is 'some'; choose fill, union"),
         ({"opset": "19"}, "opset is '19'; choose 18, 23, both"),
-        ({"precision": "fp8"}, "precision is 'fp8'; choose fp32, fp16"),
+        ({"precision": "fp8"}, "precision is 'fp8'; choose fp32, fp16, bf16, int8, int4"),
+        ({"vision_precision": "fp8"}, "vision_precision is 'fp8'; choose fp32, fp16"),
+        ({"head_precision": "fp16"}, "head_precision is 'fp16'; choose float, int8, int4"),
+        ({"activations": "int8"}, "activations is 'int8'; choose fp32, fp16, bf16"),
+        ({"clipping": "some"}, "clipping is 'some'; choose none, mse"),
+        ({"block_size": 48}, "block_size is 48; it must be a power of two from 16 on"),
+        ({"block_size": 8}, "block_size is 8; it must be a power of two from 16 on"),
+        ({"activations": "fp16"}, "activations is fp16, but precision fp32 says it already"),
+        (
+            {"precision": "int8-dynamic", "activations": "fp16"},
+            "precision is int8-dynamic, which quantises fp32 activations alone, and they are fp16",
+        ),
+        (
+            {"precision": "fp16", "head_precision": "int8-dynamic", "opset": "23"},
+            "head_precision is int8-dynamic, which quantises fp32 activations alone",
+        ),
+        (
+            {"precision": "int4", "opset": "both"},
+            "opset both cannot hold precision int4; it holds fp32, fp16. Leave opset out",
+        ),
+        (
+            {"precision": "fp16", "vision_precision": "int8", "opset": "18"},
+            "opset 18 cannot hold vision_precision int8",
+        ),
+        ({"head_precision": "int8", "opset": "both"}, "opset both cannot hold head_precision"),
+        ({"precision": "bf16", "opset": "18"}, "opset 18 cannot hold precision bf16"),
     ],
 )  # fmt: skip
 def test_a_value_that_is_not_allowed_is_refused(values: dict[str, Any], message: str) -> None:
     refused(message, lambda: ExportRecipe(**values))
+
+
+@pytest.mark.parametrize(
+    ("values", "effective"),
+    [
+        ({}, {"vision_precision": "fp32", "head_precision": "float", "opset": "both"}),
+        (
+            {"precision": "int4"},
+            {"vision_precision": "int8", "head_precision": "int8", "opset": "23",
+             "activations": "fp32"},
+        ),
+        (
+            {"precision": "int8", "vision_precision": "fp16", "head_precision": "int4",
+             "activations": "fp16"},
+            {"vision_precision": "fp16", "head_precision": "int4", "opset": "23",
+             "activations": "fp16"},
+        ),
+        (
+            {"precision": "bf16"},
+            {"vision_precision": "bf16", "head_precision": "float", "opset": "23"},
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_left_out_is_settled(values: dict[str, Any], effective: dict[str, Any]) -> None:
+    recipe = ExportRecipe(**values)
+    assert effective_precision(recipe) == effective
+    settled = msgspec.structs.replace(recipe, **effective)
+    assert effective_precision(settled) == effective
 
 
 def test_override_takes_what_is_given_and_keeps_the_rest() -> None:
@@ -190,7 +245,7 @@ RATIO = st.floats(0.001, 1)
     stride=st.integers(0, 9),
     selection=st.sampled_from(["fill", "union"]),
     precision=st.sampled_from(["fp32", "fp16"]),
-    opset=st.sampled_from(["18", "23", "both"]),
+    opset=st.sampled_from(["18", "23", "both", None]),
     seed=st.integers(0, 2**31),
 )
 def test_a_description_is_a_recipe_again(

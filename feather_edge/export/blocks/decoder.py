@@ -15,6 +15,8 @@ import numpy as np
 from feather_edge.export.operators import activation, linear
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import onnx_ir as ir
 
     from feather_edge.checkpoint.config import TextConfig
@@ -127,14 +129,16 @@ def attention_score(g: GraphBuilder, query: ir.Value, key: ir.Value, text: TextC
 
 
 def language_head(
-    g: GraphBuilder, hidden: ir.Value, head_weight: ir.Value, text: TextConfig
+    g: GraphBuilder, hidden: ir.Value, head: Callable[[ir.Value], ir.Value], text: TextConfig
 ) -> ir.Value:
-    """Write the final norm and ``logits`` [B, 1, V], in float32, of the last position only."""
+    """Write the final norm and ``logits`` [B, 1, V], in float32, of the last position only.
+
+    ``head`` writes the product with the words of the vocabulary, [B, D] to [B, V].
+    """
     last = g.op("Gather", hidden, g.constant("last", np.array(-1)), name="last_position", axis=1)
     norm_weight = g.weight("text.norm.weight", shape=(text.hidden_size,))
     normed = g.dialect.rms_norm(g, last, norm_weight, eps=text.rms_norm_eps, name="norm")  # [B, D]
-    logits = g.op("Gemm", normed, head_weight, name="lm_head", transB=1)  # [B, V]
-    wide = g.cast(logits, "float32", name="logits_float")
+    wide = g.cast(head(normed), "float32", name="logits_float")  # [B, V]
     return g.op("Unsqueeze", wide, g.ints(1), name="logits_position")
 
 

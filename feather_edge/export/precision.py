@@ -1,0 +1,99 @@
+"""What a recipe's precision means for the graphs: types of activations, forms of weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from feather_edge.errors import RecipeError
+from feather_edge.recipes.precision import activations, head_precision, vision_precision
+
+if TYPE_CHECKING:
+    from feather_edge.checkpoint.packed import PackedFormat
+    from feather_edge.graphs import DType
+    from feather_edge.recipes import Clipping, ExportRecipe, Precision
+
+DTYPES: dict[str, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+WeightForm = Literal["float", "int8", "int4", "int8-dynamic"]
+FORMS: dict[Precision, WeightForm] = {
+    "fp32": "float",
+    "fp16": "float",
+    "bf16": "float",
+    "int8": "int8",
+    "int4": "int4",
+    "int8-dynamic": "int8-dynamic",
+}
+"""What the weights of dense layers are in graphs of a precision."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphPrecision:
+    """Types of one graph.
+
+    Attributes:
+        dtype: of activations, and of all weights but those of dense layers.
+        linears: form of the weights of dense layers.
+        head: form of the language head's weights.
+        block_size: inputs of a dense layer that share a scale.
+        clipping: how the scales of blocks are chosen.
+        kept_higher: dense layers, by their path, that ``int8-dynamic`` would hurt; their weights
+            are ``int8`` blocks instead, which leave what enters them as it is.
+    """
+
+    dtype: DType
+    linears: WeightForm = "float"
+    head: WeightForm = "float"
+    block_size: int = 32
+    clipping: Clipping = "none"
+    kept_higher: frozenset[str] = frozenset()
+
+    def form_of(self, path: str) -> WeightForm:
+        """Return the form of the dense layer at ``path``."""
+        return "int8" if path in self.kept_higher else self.linears
+
+
+def vision_graph_precision(
+    recipe: ExportRecipe, *, kept_higher: frozenset[str] = frozenset()
+) -> GraphPrecision:
+    """Return the types of the vision encoder."""
+    precision = vision_precision(recipe)
+    return GraphPrecision(
+        dtype=DTYPES[activations(recipe, precision)],
+        linears=FORMS[precision],
+        block_size=recipe.block_size,
+        clipping=recipe.clipping,
+        kept_higher=kept_higher,
+    )
+
+
+def decoder_graph_precision(
+    recipe: ExportRecipe,
+    packed: PackedFormat | None,
+    *,
+    kept_higher: frozenset[str] = frozenset(),
+) -> GraphPrecision:
+    """Return the types of the decoder's segments.
+
+    Args:
+        recipe: of the export.
+        packed: how the checkpoint itself stores quantised weights, if it does. Layers that it
+            has left alone stay as they are.
+        kept_higher: see ``GraphPrecision``.
+
+    Raises:
+        RecipeError: if the recipe asks of a quantised checkpoint for anything but what it holds.
+    """
+    if packed is not None and recipe.precision != "int4":
+        raise RecipeError(
+            f"precision is {recipe.precision}, but the checkpoint holds int4 weights "
+            f"({packed.method}), which are taken as they are; export it with --precision int4"
+        )
+    return GraphPrecision(
+        dtype=DTYPES[activations(recipe, recipe.precision)],
+        linears=FORMS[recipe.precision] if packed is None else "float",
+        head=head_precision(recipe),
+        block_size=recipe.block_size,
+        clipping=recipe.clipping,
+        kept_higher=kept_higher,
+    )
