@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
+    from feather_edge.checkpoint.preprocessing import PreprocessConfig
     from feather_edge.evaluate.answers import BoxFormat
     from feather_edge.evaluate.records import Trial
     from feather_edge.evaluate.tasks import Question, Sample, Task
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     OnProgress = Callable[[int, int], None]
     """Called with the samples done in this run, and all that it has to do."""
 
-__all__ = ["Budget", "Comparison", "equal_shares", "evaluate"]
+__all__ = ["Budget", "Comparison", "equal_shares", "evaluate", "score_answer"]
 
 Budget = Literal["equal", "own"]
 METHODS = tuple(name for name in CRITERION_NAMES if name != "none")
@@ -201,7 +202,8 @@ class _Examiner:
         self, image: Image.Image, question: Question, trial: Trial, pruning: Pruning
     ) -> Record:
         result = self._session.generate(image, question.text, pruning=pruning)
-        score = self._score(image, question, result.text)
+        config = self._image_spec.preprocess
+        score = score_answer(image, question, result.text, self._reader, config)
         sample, number, method, keep_ratio = trial
         return Record(
             sample=sample,
@@ -218,20 +220,29 @@ class _Examiner:
             ttft_ms=result.ttft_ms,
         )
 
-    def _score(self, image: Image.Image, question: Question, text: str) -> float:
-        if question.answer is not None:
-            return float(is_same_word(text, question.answer))
-        assert self._reader is not None  # noqa: S101 - checked before the run
-        assert question.box is not None  # noqa: S101 - for the type checker
-        geometry = ViewGeometry.of(image.width, image.height, self._image_spec.preprocess)
-        said = self._reader.read(text, geometry)
-        return (
-            0.0 if said is None else intersection_over_union(geometry.to_image(said), question.box)
-        )
-
     def _kept_row(self, result: Result) -> float:
         rows = result.stages[0].kept_indices // self._image_spec.grid_width
         return float(np.mean(rows)) / max(1, self._image_spec.grid_height - 1)
+
+
+def score_answer(
+    image: Image.Image,
+    question: Question,
+    text: str,
+    reader: BoxReader | None,
+    config: PreprocessConfig,
+) -> float:
+    """Return how right an answer is: the overlap of the boxes, or 1 for the right word, else 0.
+
+    ``reader`` may be None for questions that ask for a word.
+    """
+    if question.answer is not None:
+        return float(is_same_word(text, question.answer))
+    assert reader is not None  # noqa: S101 - checked before the run
+    assert question.box is not None  # noqa: S101 - for the type checker
+    geometry = ViewGeometry.of(image.width, image.height, config)
+    said = reader.read(text, geometry)
+    return 0.0 if said is None else intersection_over_union(geometry.to_image(said), question.box)
 
 
 def _reseeded(pruning: Pruning, sample: str) -> Pruning:

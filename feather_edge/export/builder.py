@@ -54,6 +54,7 @@ class GraphBuilder:
         self._nodes: list[ir.Node] = []
         self._initializers: dict[str, ir.Value] = {}
         self._functions: list[ir.Function] = []
+        self._extra_outputs: list[ir.Value] = []
         self._unsqueezed: dict[tuple[str, int], ir.Value] = {}
         self.inputs = {
             tensor.name: ir.Value(
@@ -203,6 +204,13 @@ class GraphBuilder:
         """Add a model-local function; nodes refer to it by domain and name."""
         self._functions.append(function)
 
+    def extra_output(self, name: str, value: ir.Value) -> None:
+        """Add a float32 scalar to the outputs, behind those of the contract."""
+        value.name = name
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+        value.shape = ir.Shape(())
+        self._extra_outputs.append(value)
+
     def model(self, outputs: dict[str, ir.Value]) -> ir.Model:
         """Close the graph: give ``outputs`` the names, types and dimensions of the contract."""
         ordered = []
@@ -212,6 +220,7 @@ class GraphBuilder:
             value.type = ir.TensorType(DTYPES[tensor.dtype])
             value.shape = ir.Shape(tensor.shape)
             ordered.append(value)
+        ordered += self._extra_outputs
         domains = {function.domain: 1 for function in self._functions}
         graph = ir.Graph(
             list(self.inputs.values()),

@@ -26,6 +26,9 @@ import onnx_ir as ir
 
 from feather_edge.export.quantise import BlockQuantised, ChannelQuantised, pack_int4
 
+PROBE_PREFIX = "probe:"
+"""What the names of a calibration graph's extra outputs start with."""
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -57,7 +60,11 @@ def dense(
         ]
         return _taken_over(g, x, packed, in_size=in_size, name=name)
     sources = [f"{module}.weight" for module in modules]
-    if form == "float":
+    views = [
+        g.weights.tensor(source, shape=(out_size, in_size))
+        for source, out_size in zip(sources, out_sizes, strict=True)
+    ]
+    if form in {"float", "probe"}:
         weight = g.weight(
             *sources,
             shape=(sum(out_sizes), in_size),
@@ -65,11 +72,10 @@ def dense(
             name=f"{g.path(name)}.weight",
             transpose=True,
         )
-        return g.op("MatMul", x, weight, name=name)
-    views = [
-        g.weights.tensor(source, shape=(out_size, in_size))
-        for source, out_size in zip(sources, out_sizes, strict=True)
-    ]
+        y = g.op("MatMul", x, weight, name=name)
+        if form == "probe":
+            _probe(g, y, _dynamic(g, x, views, name=f"{name}/dynamic"), name=name)
+        return y
     if form == "int8-dynamic":
         return _dynamic(g, x, views, name=name)
     return _in_blocks(g, x, views, bits=4 if form == "int4" else 8, name=name)
@@ -155,6 +161,20 @@ def _dynamic(g: GraphBuilder, x: ir.Value, views: Sequence[TensorView], *, name:
     wide = g.op("Cast", product, name=f"{name}/float", to=int(ir.DataType.FLOAT))
     scale = g.op("Mul", x_scale, scales, name=f"{name}/scale")
     return g.op("Mul", wide, scale, name=f"{name}/dequantise")
+
+
+def _probe(g: GraphBuilder, y: ir.Value, rounded: ir.Value, *, name: str) -> None:
+    """Give the mean squared relative error of the rows of ``rounded`` as an extra output."""
+    with g.scope(f"{name}/probe"):
+        difference = g.op("Sub", rounded, y, name="difference")
+        error, power = (
+            g.op("ReduceSumSquare", x, g.ints(-1), name=part, keepdims=0)
+            for part, x in (("error", difference), ("power", y))
+        )
+        least = g.constant("probe_least_power", np.array(1e-12, np.float32))
+        ratio = g.op("Div", error, g.op("Max", power, least, name="some_power"), name="ratio")
+        mean = g.op("ReduceMean", ratio, name="mean", keepdims=0)
+    g.extra_output(f"{PROBE_PREFIX}{g.path(name)}", mean)
 
 
 def _taken_over(

@@ -11,9 +11,10 @@ import msgspec
 from feather_edge import __version__
 from feather_edge.bundle import Bundle, staging_folder, write_manifest
 from feather_edge.checkpoint.reader import Checkpoint
+from feather_edge.export.calibration import layers_to_keep
 from feather_edge.export.embeddings import write_embeddings
 from feather_edge.export.families import FamilyModel, read_family
-from feather_edge.export.precision import decoder_graph_precision, vision_graph_precision
+from feather_edge.export.precision import BundlePrecision, bundle_precision
 from feather_edge.export.segment import write_segment
 from feather_edge.export.writer import GraphWriter, Progress
 from feather_edge.graphs import DecoderShape, decoder_spec
@@ -21,6 +22,7 @@ from feather_edge.manifest import FORMAT_VERSION, BundleManifest, Rotary
 from feather_edge.pruning.schedule import PruningSchedule
 from feather_edge.recipes.precision import effective_precision, opset_choice
 from feather_edge.runtime.prompt import PROMPT_FILES, PromptFormatter
+from feather_edge.samples import shipped_samples
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from feather_edge.graphs import GraphSpec
     from feather_edge.recipes import ExportRecipe
 
+NUM_CALIBRATION_SCENES = 4
 OPSETS = {"23": (23,), "18": (18,), "both": (23, 18)}
 
 
@@ -39,6 +42,7 @@ def export(
     *,
     force: bool = False,
     on_progress: Progress | None = None,
+    precision: BundlePrecision | None = None,
 ) -> Bundle:
     """Export a checkpoint folder into the bundle folder ``output``.
 
@@ -46,27 +50,38 @@ def export(
     traced and neither torch nor transformers is needed. ``output`` appears when everything is
     written; an interrupted export leaves nothing under that name.
 
+    Args:
+        checkpoint: a Hugging Face folder.
+        output: of the bundle.
+        recipe: what to decide.
+        force: replace a bundle that exists.
+        on_progress: called while weights are written.
+        precision: types of the graphs; None takes the recipe's, after a calibration where the
+            recipe needs one.
+
     Raises:
         CheckpointError: if the checkpoint cannot be read or is not supported.
         RecipeError: if the recipe's stages do not fit the decoder's depth, or its precision a
             checkpoint that is quantised already.
         BundleError: if ``output`` exists (see ``force``) or cannot be written.
+        BackendError: if a calibration cannot run.
     """
     # 1. Understand the checkpoint, and settle where the decoder is split.
     source = Checkpoint.open(checkpoint)
     model = read_family(source)
     schedule = _schedule(recipe, model.text)
     opsets = OPSETS[opset_choice(recipe)]
-    vision_types = vision_graph_precision(recipe)
-    decoder_types = decoder_graph_precision(recipe, source.packed)
+    types = precision or bundle_precision(recipe, source.packed)
     with staging_folder(output, force=force) as folder:
+        if precision is None and types.needs_calibration:
+            types = _calibrated(checkpoint, folder / "calibration", recipe, types)
         (folder / "onnx").mkdir()
         writer = GraphWriter(folder=folder, weights=model.weights, on_progress=on_progress)
         # 2. The vision encoder, projector included.
-        vision = model.vision_spec(vision_types.dtype, opsets)
-        specs = [writer.write(vision, model.write_vision_encoder, precision=vision_types)]
+        vision = model.vision_spec(types.vision.dtype, opsets)
+        specs = [writer.write(vision, model.write_vision_encoder, precision=types.vision)]
         # 3. The embeddings of the vocabulary; a tied head may refer to them.
-        write_embeddings(folder, model, decoder_types)
+        write_embeddings(folder, model, types.decoder)
         # 4. The decoder, one graph per segment.
         for index, segment in enumerate(schedule.segments):
             spec = decoder_spec(
@@ -74,19 +89,30 @@ def export(
                 segment.layers,
                 decoder_shape(model.text),
                 is_last=segment == schedule.segments[-1],
-                dtype=decoder_types.dtype,
+                dtype=types.decoder.dtype,
                 opsets=opsets,
             )
             compose = partial(write_segment, segment=segment, model=model, folder=folder)
-            specs.append(writer.write(spec, compose, precision=decoder_types))
+            specs.append(writer.write(spec, compose, precision=types.decoder))
         # 5. Nothing of the decoder or the projector may be left over: it would be lost silently.
         model.weights.check_all_used("text.", "projector.")
         # 6. Tokenizer and chat template as they are, then the manifest.
         for name in PROMPT_FILES:
             if (source.path / name).is_file():
                 shutil.copyfile(source.path / name, folder / name)
-        write_manifest(folder, _manifest(source, model, recipe, schedule, specs))
+        manifest = _manifest(source, model, recipe, schedule, specs)
+        write_manifest(folder, msgspec.structs.replace(manifest, kept_higher=types.kept_higher))
     return Bundle.open(output)
+
+
+def _calibrated(
+    checkpoint: Path, folder: Path, recipe: ExportRecipe, types: BundlePrecision
+) -> BundlePrecision:
+    """Return ``types`` with the layers kept higher that sample prompts say would be hurt."""
+    probing = export(checkpoint, folder, recipe, precision=types.probing())
+    found = types.keeping(layers_to_keep(probing, shipped_samples(NUM_CALIBRATION_SCENES)))
+    shutil.rmtree(folder)
+    return found
 
 
 def _schedule(recipe: ExportRecipe, text: TextConfig) -> PruningSchedule:
@@ -130,7 +156,6 @@ def _manifest(
             recipe, stages=schedule.stages, **effective_precision(recipe)
         ),
         taken_over=source.packed,
-        kept_higher={},
         decoder=decoder_shape(text),
         rotary=_rotary(text),
         max_positions=text.max_positions,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from feather_edge.errors import RecipeError
+from feather_edge.graphs import VISION_ENCODER
 from feather_edge.recipes.precision import activations, head_precision, vision_precision
 
 if TYPE_CHECKING:
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 DTYPES: dict[str, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
-WeightForm = Literal["float", "int8", "int4", "int8-dynamic"]
+WeightForm = Literal["float", "int8", "int4", "int8-dynamic", "probe"]
+"""``probe`` is of calibration: float, and beside it how far ``int8-dynamic`` would be off."""
 FORMS: dict[Precision, WeightForm] = {
     "fp32": "float",
     "fp16": "float",
@@ -53,33 +55,55 @@ class GraphPrecision:
         return "int8" if path in self.kept_higher else self.linears
 
 
-def vision_graph_precision(
-    recipe: ExportRecipe, *, kept_higher: frozenset[str] = frozenset()
-) -> GraphPrecision:
-    """Return the types of the vision encoder."""
-    precision = vision_precision(recipe)
-    return GraphPrecision(
-        dtype=DTYPES[activations(recipe, precision)],
-        linears=FORMS[precision],
-        block_size=recipe.block_size,
-        clipping=recipe.clipping,
-        kept_higher=kept_higher,
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundlePrecision:
+    """Types of all graphs of a bundle.
+
+    Attributes:
+        vision: of the vision encoder.
+        decoder: of the segments.
+        kept_higher: what a calibration found; see ``BundleManifest``.
+    """
+
+    vision: GraphPrecision
+    decoder: GraphPrecision
+    kept_higher: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether there are layers of which only sample prompts tell how to store them."""
+        return "int8-dynamic" in (self.vision.linears, self.decoder.linears)
+
+    def probing(self) -> BundlePrecision:
+        """Return the types of a calibration bundle: float, layers in question as ``probe``."""
+        vision, decoder = (
+            replace(types, linears="probe" if types.linears == "int8-dynamic" else "float")
+            for types in (self.vision, self.decoder)
+        )
+        return BundlePrecision(vision=vision, decoder=replace(decoder, head="float"))
+
+    def keeping(self, layers: dict[str, float]) -> BundlePrecision:
+        """Return these types with some layers kept higher, ``decoder/<path>`` and so on."""
+        vision, decoder = (
+            frozenset(
+                name.removeprefix(f"{part}/") for name in layers if name.startswith(f"{part}/")
+            )
+            for part in (VISION_ENCODER, "decoder")
+        )
+        return BundlePrecision(
+            vision=replace(self.vision, kept_higher=vision),
+            decoder=replace(self.decoder, kept_higher=decoder),
+            kept_higher=layers,
+        )
 
 
-def decoder_graph_precision(
-    recipe: ExportRecipe,
-    packed: PackedFormat | None,
-    *,
-    kept_higher: frozenset[str] = frozenset(),
-) -> GraphPrecision:
-    """Return the types of the decoder's segments.
+def bundle_precision(recipe: ExportRecipe, packed: PackedFormat | None) -> BundlePrecision:
+    """Return the types that a recipe asks for.
 
     Args:
         recipe: of the export.
         packed: how the checkpoint itself stores quantised weights, if it does. Layers that it
             has left alone stay as they are.
-        kept_higher: see ``GraphPrecision``.
 
     Raises:
         RecipeError: if the recipe asks of a quantised checkpoint for anything but what it holds.
@@ -89,11 +113,19 @@ def decoder_graph_precision(
             f"precision is {recipe.precision}, but the checkpoint holds int4 weights "
             f"({packed.method}), which are taken as they are; export it with --precision int4"
         )
-    return GraphPrecision(
-        dtype=DTYPES[activations(recipe, recipe.precision)],
-        linears=FORMS[recipe.precision] if packed is None else "float",
-        head=head_precision(recipe),
-        block_size=recipe.block_size,
-        clipping=recipe.clipping,
-        kept_higher=kept_higher,
+    vision = vision_precision(recipe)
+    return BundlePrecision(
+        vision=GraphPrecision(
+            dtype=DTYPES[activations(recipe, vision)],
+            linears=FORMS[vision],
+            block_size=recipe.block_size,
+            clipping=recipe.clipping,
+        ),
+        decoder=GraphPrecision(
+            dtype=DTYPES[activations(recipe, recipe.precision)],
+            linears=FORMS[recipe.precision] if packed is None else "float",
+            head=head_precision(recipe),
+            block_size=recipe.block_size,
+            clipping=recipe.clipping,
+        ),
     )

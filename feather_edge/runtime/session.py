@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from feather_edge.bundle import Bundle
-from feather_edge.checkpoint.reader import read_tensors
-from feather_edge.errors import BackendError, BundleError, RequestError
-from feather_edge.graphs import EMBED_TOKENS_TENSOR
+from feather_edge.errors import BackendError, RequestError
 from feather_edge.pruning import Layout, Pruning, VisualSpan, criterion
 from feather_edge.pruning.pre_criteria import pre_criterion
 from feather_edge.pruning.request import unpruned_reason
 from feather_edge.runtime.backends import Backend, create_backend
 from feather_edge.runtime.decoder import DecoderChain
+from feather_edge.runtime.embeddings import Embeddings
 from feather_edge.runtime.preprocess import load_image, preprocess
 from feather_edge.runtime.prompt import PromptFormatter
 from feather_edge.runtime.regions import mark_regions
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from typing_extensions import Self
 
-    from feather_edge.graphs import DType
     from feather_edge.pruning import Region
     from feather_edge.runtime.preprocess import ImageSource
     from feather_edge.runtime.prompt import Message
@@ -69,7 +67,7 @@ class Session:
             for graph in (bundle.vision_encoder, *bundle.decoders)
         )
         self._vision, self._decoders = vision, decoders
-        self._embeddings = _open_embeddings(bundle)
+        self._embeddings = Embeddings.open(bundle)
         self._is_open = True
 
     @classmethod
@@ -287,27 +285,3 @@ def _load_images(images: ImageSource | Sequence[ImageSource]) -> list[Image.Imag
         images if isinstance(images, list | tuple) else [cast("ImageSource", images)]
     )
     return [load_image(source) for source in several]
-
-
-class _Embeddings:
-    """The vocabulary's embeddings [V, D], memory-mapped; rows come in the decoder's type."""
-
-    def __init__(self, table: NDArray[Any], dtype: DType) -> None:
-        self._table = table
-        self._dtype = np.dtype(dtype)
-
-    def __getitem__(self, token_ids: NDArray[np.int64] | int) -> NDArray[Any]:
-        rows = self._table[token_ids]
-        # What one id gives is a view of the file; what several give is a copy already.
-        return rows.astype(self._dtype, copy=False)
-
-
-def _open_embeddings(bundle: Bundle) -> _Embeddings:
-    shape = (bundle.manifest.decoder.vocab_size, bundle.manifest.decoder.hidden_size)
-    view = read_tensors(bundle.embed_tokens_file).get(EMBED_TOKENS_TENSOR)
-    if view is None or view.shape != shape:
-        raise BundleError(
-            f"{bundle.embed_tokens_file} must hold {EMBED_TOKENS_TENSOR} {list(shape)}; "
-            f"export the bundle again"
-        )
-    return _Embeddings(view.read(), bundle.manifest.graphs[-1].inputs[0].dtype)

@@ -20,7 +20,7 @@ from feather_edge.checkpoint.reader import read_tensors
 from feather_edge.errors import BackendError, RecipeError
 from feather_edge.export.pipeline import export
 from feather_edge.recipes import ExportRecipe
-from feather_edge.verify import shipped_samples
+from feather_edge.samples import shipped_samples
 
 if TYPE_CHECKING:
     from pathlib import Path
