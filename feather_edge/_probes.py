@@ -7,9 +7,22 @@ its caller with it.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["PROBES", "import_reference", "one_node_model", "run_onnxruntime", "run_tensorrt"]
+from feather_edge.errors import FeatherEdgeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "PROBES",
+    "import_reference",
+    "load_bundle",
+    "load_engines",
+    "one_node_model",
+    "run_onnxruntime",
+    "run_tensorrt",
+]
 
 
 def one_node_model() -> bytes:
@@ -95,17 +108,43 @@ def import_reference() -> None:
                            f"{torch.__version__} has no LLaVA")  # fmt: skip
 
 
-PROBES = {
+def load_bundle(bundle: str) -> None:
+    """Open a bundle's graphs in ONNX Runtime.
+
+    Raises:
+        FeatherEdgeError: if it is damaged, or a graph does not load.
+    """
+    from feather_edge.runtime.session import Session
+
+    Session.open(bundle, backend="onnxruntime").close()
+
+
+def load_engines(bundle: str, backend: str, target: str) -> None:
+    """Open the engines that a bundle has for a target.
+
+    Raises:
+        FeatherEdgeError: naming what differs from what they were built for.
+    """
+    from feather_edge.runtime.session import Session
+
+    Session.open(bundle, backend=backend, target=target).close()
+
+
+PROBES: dict[str, Callable[..., None]] = {
     "onnxruntime-cpu": lambda: run_onnxruntime("CPUExecutionProvider"),
     "onnxruntime-cuda": lambda: run_onnxruntime("CUDAExecutionProvider"),
     "tensorrt": lambda: run_tensorrt("tensorrt"),
     "tensorrt-rtx": lambda: run_tensorrt("tensorrt-rtx"),
     "reference": import_reference,
+    "bundle": load_bundle,
+    "engines": load_engines,
 }
 
 
 if __name__ == "__main__":
     try:
-        PROBES[sys.argv[1]]()
+        PROBES[sys.argv[1]](*sys.argv[2:])
+    except FeatherEdgeError as error:
+        sys.exit(str(error))
     except Exception as error:
         sys.exit(f"{type(error).__name__}: {error}".splitlines()[0])

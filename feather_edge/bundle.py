@@ -24,18 +24,28 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from feather_edge.errors import BundleError
+from feather_edge import strict_json
+from feather_edge.errors import BundleError, FeatherEdgeError
 from feather_edge.graphs import DECODER, EMBED_TOKENS_FILE, VISION_ENCODER, GraphSpec
+from feather_edge.locking import exclusive
 from feather_edge.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     BundleManifest,
     FileRecord,
+    manifest_sha256,
 )
 from feather_edge.pruning.schedule import PruningSchedule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+HASHED_BYTES = 2**25
+"""Files up to this size, which is all but the weights, are hashed whenever a bundle is opened."""
+
+MAX_MANIFEST_BYTES = 2**24
+UNLISTED = (MANIFEST_FILE, "engines", "calibration", "verify.json")
+"""What the manifest does not list: itself, and what commands add, which has records of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +57,14 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Open a bundle folder and check that every file it lists is there, at its size.
+        """Open a bundle folder and check it, as docs/bundle-format.md demands.
+
+        Every file must be listed, in its place and of its size; files up to ``HASHED_BYTES`` must
+        have their hash too. ``check_files`` reads the rest.
 
         Raises:
             BundleError: if the folder is no bundle, was written by another version of the format,
-                or misses a file.
+                or was altered.
         """
         folder = Path(path)
         file = folder / MANIFEST_FILE
@@ -62,8 +75,28 @@ class Bundle:
             )
         bundle = cls(path=folder, manifest=_decode(file))
         for name, record in bundle.manifest.files.items():
-            bundle._check_file(name, record)
+            bundle._check_file(name, record, max_hashed=HASHED_BYTES)
+        bundle._check_nothing_else()
+        bundle._check_graphs()
         return bundle
+
+    def check_files(self, *, on_progress: Callable[[str, int, int], None] | None = None) -> int:
+        """Read every file of the bundle and compare it with its hash; returns the bytes read.
+
+        Args:
+            on_progress: called with a file's name, and with the bytes done and the bytes to do.
+
+        Raises:
+            BundleError: naming the first file that was altered.
+        """
+        total = sum(record.num_bytes for record in self.manifest.files.values())
+        num_done = 0
+        for name, record in self.manifest.files.items():
+            self._check_file(name, record, max_hashed=record.num_bytes)
+            num_done += record.num_bytes
+            if on_progress is not None:
+                on_progress(name, num_done, total)
+        return total
 
     @property
     def schedule(self) -> PruningSchedule:
@@ -89,14 +122,11 @@ class Bundle:
         return self.path / EMBED_TOKENS_FILE
 
     def _graph(self, name: str) -> GraphSpec:
-        for graph in self.manifest.graphs:
-            if graph.name == name:
-                return graph
-        raise BundleError(f"{self.path / MANIFEST_FILE} lists no graph {name!r}; export it again")
+        return next(graph for graph in self.manifest.graphs if graph.name == name)
 
-    def _check_file(self, name: str, record: FileRecord) -> None:
+    def _check_file(self, name: str, record: FileRecord, *, max_hashed: int) -> None:
         path = self.path / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if not _is_inside(path, self.path):
             raise BundleError(f"{self.path / MANIFEST_FILE} names a file outside itself: {name!r}")
         if not path.is_file():
             raise BundleError(f"bundle {self.path} misses {name}; export it again")
@@ -106,6 +136,39 @@ class Bundle:
                 f"{path} has {size} bytes, the manifest says {record.num_bytes}; "
                 f"the file is damaged, export the bundle again"
             )
+        if size <= max_hashed and _sha256(path) != record.sha256:
+            raise BundleError(
+                f"{path} is not the file that was exported (its SHA-256 differs); it is damaged "
+                f"or was edited, export the bundle again"
+            )
+
+    def _check_nothing_else(self) -> None:
+        """Refuse files that nothing accounts for: what lies in a bundle is part of it."""
+        for path in sorted(self.path.rglob("*")):
+            name = path.relative_to(self.path)
+            if path.is_dir() or name.parts[0] in UNLISTED:
+                continue
+            if name.as_posix() not in self.manifest.files:
+                raise BundleError(
+                    f"{path} is no part of the bundle: its manifest does not list it; move it away"
+                )
+
+    def _check_graphs(self) -> None:
+        """Refuse graphs that are not those that the schedule asks for, or have no file."""
+        wanted = [VISION_ENCODER]
+        wanted += [DECODER.format(index) for index in range(len(self.schedule.segments))]
+        names = [graph.name for graph in self.manifest.graphs]
+        if names != wanted:
+            raise BundleError(
+                f"{self.path / MANIFEST_FILE} lists the graphs {', '.join(names)}, but its stages "
+                f"make them {', '.join(wanted)}; export it again"
+            )
+        for graph in self.manifest.graphs:
+            for file in (EMBED_TOKENS_FILE, *(form.file for form in graph.forms)):
+                if file not in self.manifest.files:
+                    raise BundleError(
+                        f"{self.path / MANIFEST_FILE} lists no file {file}; export it again"
+                    )
 
 
 def write_manifest(folder: Path, manifest: BundleManifest) -> None:
@@ -118,6 +181,7 @@ def write_manifest(folder: Path, manifest: BundleManifest) -> None:
         if file.is_file()
     }
     complete = msgspec.structs.replace(manifest, files=files)
+    complete = msgspec.structs.replace(complete, sha256=manifest_sha256(complete))
     text = msgspec.json.format(msgspec.json.encode(complete), indent=2)
     (folder / MANIFEST_FILE).write_bytes(text + b"\n")
 
@@ -128,29 +192,33 @@ def staging_folder(destination: Path, *, force: bool) -> Iterator[Path]:
 
     Raises:
         BundleError: if ``destination`` exists and ``force`` is off, or it exists and is not a
-            bundle: a folder of something else is never replaced.
+            bundle: a folder of something else is never replaced; or another process writes it.
     """
-    if destination.exists():
-        if not force:
-            raise BundleError(f"{destination} already exists; overwrite it with --force")
-        is_empty = destination.is_dir() and not any(destination.iterdir())
-        if not is_empty and not (destination / MANIFEST_FILE).is_file():
-            raise BundleError(
-                f"{destination} exists and is not a bundle, so --force will not replace it; "
-                f"choose another output"
-            )
-    staging = destination.parent / f".{destination.name}.partial-{os.getpid()}"
-    try:
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise BundleError(f"cannot write {destination}: {error.strerror or error}") from error
-    try:
-        yield staging
-        _replace(staging, destination)
-    except OSError as error:
-        raise BundleError(f"cannot write {destination}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    _check_replaceable(destination, force=force)
+    with exclusive(destination):
+        _check_replaceable(destination, force=force)
+        staging = destination.parent / f".{destination.name}.partial-{os.getpid()}"
+        try:
+            staging.mkdir(parents=True)
+            yield staging
+            _replace(staging, destination)
+        except OSError as error:
+            raise BundleError(f"cannot write {destination}: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_replaceable(destination: Path, *, force: bool) -> None:
+    if not destination.exists():
+        return
+    if not force:
+        raise BundleError(f"{destination} already exists; overwrite it with --force")
+    is_empty = destination.is_dir() and not any(destination.iterdir())
+    if not is_empty and not (destination / MANIFEST_FILE).is_file():
+        raise BundleError(
+            f"{destination} exists and is not a bundle, so --force will not replace it; "
+            f"choose another output"
+        )
 
 
 def _replace(staging: Path, destination: Path) -> None:
@@ -169,17 +237,33 @@ def _replace(staging: Path, destination: Path) -> None:
 
 
 def _decode(file: Path) -> BundleManifest:
-    data = file.read_bytes()
     try:
-        version = msgspec.json.decode(data).get("format_version")
-        if version != FORMAT_VERSION:
-            raise BundleError(
-                f"{file} has format version {version!r}; this feather-edge reads version "
-                f"{FORMAT_VERSION}, so export the bundle again"
-            )
-        return msgspec.json.decode(data, type=BundleManifest)
-    except (msgspec.MsgspecError, AttributeError, UnicodeDecodeError) as error:
+        document = strict_json.read(file, max_bytes=MAX_MANIFEST_BYTES)
+    except (OSError, strict_json.StrictJSONError) as error:
         raise BundleError(f"{file} is not a valid manifest: {error}; export it again") from error
+    version = document.get("format_version") if isinstance(document, dict) else None
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise BundleError(
+            f"{file} has format version {version!r}; this feather-edge reads version "
+            f"{FORMAT_VERSION}, so export the bundle again"
+        )
+    try:
+        manifest = msgspec.convert(document, BundleManifest)
+    except (msgspec.ValidationError, FeatherEdgeError) as error:
+        raise BundleError(f"{file} is not a valid manifest: {error}; export it again") from error
+    if manifest.sha256 != manifest_sha256(manifest):
+        raise BundleError(
+            f"{file} is not as it was written (its SHA-256 differs); it is damaged or was "
+            f"edited, export the bundle again"
+        )
+    return manifest
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path lies in a folder and no link leads it out."""
+    if ".." in path.parts or not path.is_relative_to(folder):
+        return False
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _sha256(file: Path) -> str:

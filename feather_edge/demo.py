@@ -14,17 +14,17 @@ import platformdirs
 from feather_edge.checkpoint.source import resolve_checkpoint
 from feather_edge.evaluate.boxes import intersection_over_union, parse_location_tokens
 from feather_edge.export.pipeline import export
+from feather_edge.images import load_image
 from feather_edge.pruning import Pruning
 from feather_edge.recipes import load_recipe
-from feather_edge.runtime.preprocess import load_image, model_view
 from feather_edge.runtime.session import Session
 from feather_edge.viz import Panel, contact_sheet, kept_tokens
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from feather_edge.evaluate.boxes import Box
     from feather_edge.export.writer import Progress
+    from feather_edge.images.geometry import Box
     from feather_edge.runtime.result import Result
 
 RECIPE = "scene-vlm"
@@ -125,8 +125,7 @@ def run_demo(
     with Session.open(folder, backend=backend) as session:
         scenes = tuple(_answer_scene(session, entry) for entry in _localisation_scenes())
         num_visual_tokens = scenes[0].pruned.result.num_visual_tokens
-        grid = session.bundle.manifest.image
-        rows = [_panels(session, scene, (grid.grid_height, grid.grid_width)) for scene in scenes]
+        rows = [_panels(session, scene) for scene in scenes]
     contact_sheet(rows).save(output, format="PNG")
     return DemoReport(
         bundle=folder, picture=output, num_visual_tokens=num_visual_tokens, scenes=scenes
@@ -173,10 +172,10 @@ def _judge(results: list[Result], truth: Box, image: Image.Image) -> Answer:
     )
 
 
-def _panels(session: Session, scene: SceneReport, grid: tuple[int, int]) -> list[Panel]:
-    image = load_image(SCENES / scene.file)
-    view = model_view(image, session.bundle.manifest.image.preprocess)
-    every = np.arange(grid[0] * grid[1])
+def _panels(session: Session, scene: SceneReport) -> list[Panel]:
+    view = session.bundle.manifest.image.view(load_image(SCENES / scene.file))
+    (raster,) = scene.unpruned.result.rasters
+    every = np.arange(raster.height * raster.width)
     panels = []
     steps = [("all tokens", every, scene.unpruned)]
     steps += [
@@ -189,7 +188,7 @@ def _panels(session: Session, scene: SceneReport, grid: tuple[int, int]) -> list
             boxes.append((answer.box, ANSWER_COLOUR))
         panels.append(
             Panel(
-                picture=kept_tokens(view, kept, grid=grid, boxes=boxes),
+                picture=kept_tokens(view, kept, grid=(raster.height, raster.width), boxes=boxes),
                 title=f"{title}: {len(kept)} of {len(every)}",
                 subtitle=f"{scene.question}  IoU {answer.iou:.2f}",
             )

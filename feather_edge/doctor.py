@@ -16,10 +16,15 @@ from pathlib import Path
 from typing import Literal
 
 from feather_edge import __version__
+from feather_edge.advice import platform_notes, tensorrt_mismatch, tensorrt_remedy
+from feather_edge.engine_record import engine_targets, read_record
+from feather_edge.engines._device import current_device
+from feather_edge.errors import BackendError
+from feather_edge.platform_facts import PlatformFacts, read_platform
 
-__all__ = ["Examined", "Report", "examine"]
+__all__ = ["Examined", "Loading", "Report", "examine"]
 
-State = Literal["works", "missing", "fails", "not supported by this version"]
+State = Literal["works", "missing", "mismatched", "fails", "not supported by this version"]
 
 PACKAGES = (
     "numpy", "onnx", "onnx-ir", "safetensors", "tokenizers", "pillow", "huggingface-hub",
@@ -47,38 +52,77 @@ class Examined:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """Whether a bundle loads here.
+
+    Attributes:
+        backend: that would run it.
+        target: whose engines, None for the graphs themselves.
+        failure: what differs and the command that rebuilds; None where everything loaded.
+    """
+
+    backend: str
+    target: str | None
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What `examine` found. `packages` maps a name to its version, None when not installed."""
+    """What `examine` found.
+
+    Attributes:
+        version: of feather-edge.
+        python: version of the interpreter.
+        platform: system, machine, C library and cores.
+        gpu: name and compute capability of the first GPU, as its driver says them.
+        facts: what the machine's files say.
+        packages: version by name, None when not installed.
+        backends: what each of them does here.
+        bundle: whether the bundle that was given loads here; empty without one.
+        notes: what will surprise.
+    """
 
     version: str
     python: str
     platform: str
+    gpu: str | None
+    facts: PlatformFacts
     packages: dict[str, str | None]
     backends: tuple[Examined, ...]
+    bundle: tuple[Loading, ...]
     notes: tuple[str, ...]
 
 
-def examine() -> Report:
-    """Look at this machine: packages, and which backends run a graph.
+def examine(bundle: Path | None = None, *, root: Path = Path("/")) -> Report:
+    """Look at this machine: its platform, packages, and which backends run a graph.
 
     Takes a few seconds; every trial runs in a process of its own.
+
+    Args:
+        bundle: a bundle to load with every backend that it has something for.
+        root: where the machine's files are.
     """
+    facts = read_platform(root)
     packages = {name: _version(name) for name in PACKAGES}
+    device = current_device()
     return Report(
         version=__version__,
         python=platform.python_version(),
         platform=_platform(),
+        gpu=None if device is None else f"{device.name}, sm {device.compute_capability}",
+        facts=facts,
         packages=packages,
         backends=(
             _onnxruntime(packages, device="cpu", extra="ort"),
             _onnxruntime(packages, device="cuda", extra="gpu"),
             _unsupported("openvino", device="cpu, gpu"),
-            _tensorrt("tensorrt", "tensorrt", extra="tensorrt"),
-            _tensorrt("tensorrt-rtx", "tensorrt_rtx", extra="rtx"),
+            _tensorrt(facts, packages),
+            _tensorrt_rtx(),
             Examined(name="fake", device="none", state="works"),
             _reference(packages),
         ),
-        notes=_notes(packages),
+        bundle=() if bundle is None else _loadings(bundle),
+        notes=(*platform_notes(facts), *_notes(packages)),
     )
 
 
@@ -94,17 +138,43 @@ def _onnxruntime(packages: dict[str, str | None], *, device: str, extra: str) ->
     return Examined(name="onnxruntime", device=device, state="fails", remedy=failure)
 
 
-def _tensorrt(name: str, module: str, *, extra: str) -> Examined:
-    """Examine TensorRT or TensorRT-RTX: a trial builds an engine and runs it."""
-    if importlib.util.find_spec(module) is None:
-        remedy = f"pip install 'feather-edge[{extra}]'"
-        if name == "tensorrt":
-            remedy += "; on a Jetson JetPack has it: python3 -m venv --system-site-packages"
-        return Examined(name=name, device="cuda", state="missing", remedy=remedy)
+def _tensorrt(facts: PlatformFacts, packages: dict[str, str | None]) -> Examined:
+    """Examine TensorRT: a trial builds an engine and runs it."""
+    found = {"name": "tensorrt", "device": "cuda"}
+    if importlib.util.find_spec("tensorrt") is None:
+        return Examined(**found, state="missing", remedy=tensorrt_remedy(facts))
+    installed = packages["tensorrt"] or facts.python_tensorrt
+    if mismatch := tensorrt_mismatch(facts, installed):
+        return Examined(**found, state="mismatched", remedy=mismatch)
+    return _tried(**found)
+
+
+def _tensorrt_rtx() -> Examined:
+    """Examine TensorRT-RTX, likewise."""
+    found = {"name": "tensorrt-rtx", "device": "cuda"}
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        return Examined(**found, state="missing", remedy="pip install 'feather-edge[rtx]'")
+    return _tried(**found)
+
+
+def _tried(*, name: str, device: str) -> Examined:
     failure = _probe(name)
     if failure is None:
-        return Examined(name=name, device="cuda", state="works")
-    return Examined(name=name, device="cuda", state="fails", remedy=failure)
+        return Examined(name=name, device=device, state="works")
+    return Examined(name=name, device=device, state="fails", remedy=failure)
+
+
+def _loadings(bundle: Path) -> tuple[Loading, ...]:
+    """Load a bundle with ONNX Runtime, and the engines of every target it has."""
+    loadings = [Loading(backend="onnxruntime", target=None, failure=_probe("bundle", str(bundle)))]
+    for target in engine_targets(bundle):
+        try:
+            backend = read_record(bundle, target, "vision_encoder").backend
+            failure = _probe("engines", str(bundle), backend, target)
+        except BackendError as error:
+            backend, failure = "tensorrt", str(error)
+        loadings.append(Loading(backend=backend, target=target, failure=failure))
+    return tuple(loadings)
 
 
 def _unsupported(name: str, *, device: str) -> Examined:
@@ -118,17 +188,14 @@ def _reference(packages: dict[str, str | None]) -> Examined:
     if not (packages["torch"] and packages["transformers"]):
         install = "only for verification: pip install 'feather-edge[torch]'"
         return Examined(**found, state="missing", remedy=install)
-    failure = _probe("reference")
-    if failure is None:
-        return Examined(**found, state="works")
-    return Examined(**found, state="fails", remedy=failure)
+    return _tried(**found)
 
 
-def _probe(name: str) -> str | None:
+def _probe(name: str, *arguments: str) -> str | None:
     """Run a trial in its own process; return None, or why it failed."""
     try:
         done = subprocess.run(  # noqa: S603 - our own module, by its name
-            [sys.executable, "-m", "feather_edge._probes", name],
+            [sys.executable, "-m", "feather_edge._probes", name, *arguments],
             capture_output=True,
             text=True,
             timeout=PROBE_TIMEOUT_S,
@@ -150,13 +217,9 @@ def _version(package: str) -> str | None:
 
 
 def _platform() -> str:
-    """Return system, machine, C library, cores, and the board's own name where it has one."""
+    """Return system, machine, C library and cores."""
     libc = " ".join(platform.libc_ver()).strip() or "unknown C library"
-    parts = [platform.system(), platform.machine(), libc, f"{os.cpu_count()} cores"]
-    board = Path("/proc/device-tree/model")
-    if board.is_file():
-        parts.append(board.read_text(encoding="utf-8", errors="replace").strip("\0\n"))
-    return ", ".join(parts)
+    return ", ".join([platform.system(), platform.machine(), libc, f"{os.cpu_count()} cores"])
 
 
 def _notes(packages: dict[str, str | None]) -> tuple[str, ...]:

@@ -10,12 +10,11 @@ import msgspec
 
 from feather_edge.evaluate.cost import prefill_flops
 from feather_edge.graphs import GraphForm, GraphSpec, TensorSpec
-from feather_edge.pruning import Layout, VisualSpan
 from feather_edge.pruning.flops import paper_layer_cost, schedule_cost
 from feather_edge.pruning.forecast import forecast
 from feather_edge.recipes import ExportRecipe
-from feather_edge.runtime.rotary import rotary_frequencies
 from feather_edge.runtime.session import default_pruning
+from feather_edge.runtime.spans import typical_layout
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -139,11 +138,9 @@ def _form_report(form: GraphForm, model: ir.Model) -> FormReport:
 
 
 def _prefill_report(bundle: Bundle, num_text: int) -> PrefillReport:
-    image, shape = bundle.manifest.image, bundle.manifest.decoder
-    span = VisualSpan(start=0, height=image.grid_height, width=image.grid_width)
-    total = span.num_tokens
-    frequencies = rotary_frequencies(bundle.manifest.rotary)
-    layout = Layout.full(total + num_text, [span], frequencies=frequencies)
+    shape = bundle.manifest.decoder
+    layout = typical_layout(bundle.manifest, num_text_tokens=num_text)
+    total = layout.num_visual_tokens
     visual = forecast(default_pruning(bundle), bundle.schedule, layout)
     paper_cost = partial(
         paper_layer_cost, hidden_size=shape.hidden_size, ffn_size=shape.intermediate_size

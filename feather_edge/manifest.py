@@ -6,13 +6,14 @@ config.json and guesses nothing. The format is strict: unknown keys are errors.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 import msgspec
 
 from feather_edge.checkpoint.packed import PackedFormat
-from feather_edge.checkpoint.preprocessing import PreprocessConfig
 from feather_edge.graphs import DecoderShape, GraphSpec
+from feather_edge.images import ImageSpec
 from feather_edge.recipes import ExportRecipe
 
 FORMAT_VERSION = 1
@@ -38,15 +39,6 @@ class Rotary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     original_max_positions: int = 0
 
 
-class ImageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an image becomes: ``grid_height`` x ``grid_width`` visual tokens."""
-
-    token_id: int
-    grid_height: int
-    grid_width: int
-    preprocess: PreprocessConfig
-
-
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Size and hash of one file of a bundle."""
 
@@ -68,9 +60,10 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         max_positions: longest sequence the model was made for.
         eos_token_ids: any of these ends an answer.
         max_new_tokens: the checkpoint's own limit on an answer, if it names one.
-        image: what an image becomes.
+        image: how pictures become visual tokens.
         graphs: contract of each graph, vision encoder first, then the segments.
         files: every other file of the bundle, by its path.
+        sha256: of everything else in this struct; see ``manifest_sha256``.
         taken_over: how the checkpoint's own int4 weights were packed, if it had such.
         kept_higher: dense layers that ``int8-dynamic`` would have hurt, and by how much: the
             relative error of what they give. Their weights are ``int8`` blocks instead.
@@ -89,5 +82,12 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     image: ImageSpec
     graphs: tuple[GraphSpec, ...]
     files: dict[str, FileRecord]
+    sha256: str
     taken_over: PackedFormat | None = None
     kept_higher: dict[str, float] = msgspec.field(default_factory=dict)
+
+
+def manifest_sha256(manifest: BundleManifest) -> str:
+    """Return what ``BundleManifest.sha256`` must be: it tells damage and edits, not attackers."""
+    rest = msgspec.structs.replace(manifest, sha256="")
+    return hashlib.sha256(msgspec.json.encode(rest)).hexdigest()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from feather_edge.runtime.preprocess import ImageSource
+    from feather_edge.images.pixels import ImageSource
 
 __all__ = ["Sample", "shipped_samples"]
 

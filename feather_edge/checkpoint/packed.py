@@ -102,14 +102,18 @@ def read_packed_format(config: dict[str, Any]) -> PackedFormat | None:
         UnsupportedModelError: if it is quantised in a way that cannot be taken over.
     """
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    declared: dict[str, Any] | None
+    declared: object
     declared = next(
         (p["quantization_config"] for p in parts if p.get("quantization_config")), None
     )
     if not declared:
         return None
+    if not isinstance(declared, dict):
+        raise UnsupportedModelError(
+            f"quantization_config is {declared!r}; it must be an object with a quant_method"
+        )
     method = declared.get("quant_method", "unknown")
-    if method not in {"awq", "gptq"}:
+    if method not in ("awq", "gptq"):
         raise UnsupportedModelError(
             f"quant_method is {method}; weights are taken over from awq and gptq, all else must "
             f"be the float checkpoint that it was made from"

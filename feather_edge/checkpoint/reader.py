@@ -17,6 +17,7 @@ from typing import Any, TypeGuard
 import ml_dtypes
 import numpy as np
 
+from feather_edge import strict_json
 from feather_edge.checkpoint.packed import PackedFormat, read_packed_format
 from feather_edge.errors import CheckpointError, UnsupportedModelError
 
@@ -253,14 +254,9 @@ def read_tensors(file: Path) -> dict[str, TensorView]:
 
 
 def _parse_header(file: Path, raw: bytes) -> dict[str, Any]:
-    def refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in pairs}) != len(pairs):
-            raise ValueError("a key is there twice")
-        return dict(pairs)
-
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=refuse_repeats)
-    except (ValueError, RecursionError) as error:
+        header = strict_json.loads(raw)
+    except strict_json.StrictJSONError as error:
         raise CheckpointError(
             f"{file}: the safetensors header is damaged ({error}); download it again"
         ) from error

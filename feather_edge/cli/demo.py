@@ -13,7 +13,7 @@ from feather_edge.cli._tables import print_table
 
 if TYPE_CHECKING:
     from feather_edge.demo import DemoReport
-    from feather_edge.evaluate.boxes import Box
+    from feather_edge.images.geometry import Box
 
 
 @click.command(epilog="\b\nExample:\n  feather-edge demo -o kept-tokens.png")

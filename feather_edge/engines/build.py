@@ -23,6 +23,7 @@ from feather_edge.engines.plan import (
 from feather_edge.engines.process import describe_environment, run_job
 from feather_edge.engines.record import is_up_to_date, publish
 from feather_edge.errors import BuildError
+from feather_edge.locking import exclusive
 
 if TYPE_CHECKING:
     from feather_edge.bundle import Bundle
@@ -86,7 +87,10 @@ def build_engines(
     # 4. The rest, each in its own process; the first failure stops what has not begun.
     failed = threading.Event()
     build = partial(_build, failed=failed, timeout_s=timeout_s, on_phase=on_phase)
-    with concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
+    with (
+        exclusive(bundle.path),
+        concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool,
+    ):
         pending = [pool.submit(build, plan) for plan in stale]
         try:
             for future in concurrent.futures.as_completed(pending):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -146,8 +145,7 @@ def _plan(
     form = _choose_form(bundle, spec, recipe, environment)
     folder = engine_folder(bundle.path, target)
     engine = engine_file(folder, spec.name)
-    # Two builds of one target may run at once; the later one wins, whole.
-    unfinished = (folder / f".{spec.name}.{os.getpid()}").absolute()
+    unfinished = (folder / f".{spec.name}").absolute()
     has_prune_op = any(tensor.name == "num_kept" for tensor in spec.inputs)
     library = plugin if has_prune_op else None
     device = environment.device

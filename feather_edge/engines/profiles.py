@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING
 
 from feather_edge.engine_record import OptimizationProfile, ShapeRange
 from feather_edge.errors import BuildError, RecipeError, RequestError
-from feather_edge.pruning import Layout, Pruning, VisualSpan
+from feather_edge.pruning import Pruning
 from feather_edge.pruning.forecast import forecast
 from feather_edge.pruning.request import MIN_VISUAL_TOKENS
-from feather_edge.runtime.rotary import rotary_frequencies
+from feather_edge.runtime.spans import typical_layout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +65,7 @@ class Limits:
         opt_rows: rows that enter it with one image and the bundle's own pruning.
         capacity: tokens that each segment's KV cache holds.
         batch: sequences at once.
-        max_images: images of one call of the vision encoder.
+        vision: sizes of the vision encoder's named dimensions, smallest, tuned and largest.
         notes: limits that the model set, not the recipe.
     """
 
@@ -73,7 +73,7 @@ class Limits:
     opt_rows: tuple[int, ...]
     capacity: tuple[int, ...]
     batch: int
-    max_images: int
+    vision: dict[str, tuple[int, int, int]]
     notes: tuple[str, ...] = ()
 
 
@@ -90,15 +90,13 @@ def read_limits(
         RecipeError: if the recipe's limits do not fit the bundle.
     """
     ratios = _stage_ratios(recipe, len(schedule.stages))
-    image = manifest.image
-    per_image = image.grid_height * image.grid_width
-    if per_image > recipe.max_visual_tokens:
+    num_visual, per_image = recipe.max_visual_tokens, typical_layout(manifest).num_visual_tokens
+    if per_image > num_visual:
         raise RecipeError(
-            f"max_visual_tokens is {recipe.max_visual_tokens}, but one image of this bundle is "
+            f"max_visual_tokens is {num_visual}, but one image of this bundle is "
             f"{per_image} visual tokens; raise it to a multiple of {per_image}"
         )
     capacity = min(recipe.max_cache_capacity, manifest.max_positions)
-    num_visual = recipe.max_visual_tokens // per_image * per_image
     # One slot at least for an answer.
     rows = min(recipe.max_prompt_tokens + num_visual, capacity - 1)
     num_new = capacity - rows
@@ -116,7 +114,7 @@ def read_limits(
         opt_rows=tuple(opt_rows),
         capacity=tuple(limit + num_new for limit in max_rows),
         batch=recipe.max_batch_size,
-        max_images=recipe.max_visual_tokens // per_image,
+        vision=manifest.image.vision_dims(recipe.max_visual_tokens),
         notes=_notes(manifest, recipe) + tuning_notes,
     )
 
@@ -145,7 +143,7 @@ def decoder_profiles(
 
 def vision_profiles(spec: GraphSpec, limits: Limits) -> tuple[OptimizationProfile]:
     """Return the one profile of the vision encoder: one image up to all of a request."""
-    return (_profile("images", spec, {"num_images": (1, 1, limits.max_images)}, num_kept=None),)
+    return (_profile("images", spec, limits.vision, num_kept=None),)
 
 
 def check_top_k(limits: Limits) -> None:
@@ -221,17 +219,14 @@ def _opt_visual_counts(
     A bundle may hold defaults that its own schedule refuses, when every request names others;
     its engines are then tuned for unpruned prompts, with a note.
     """
-    image = manifest.image
-    span = VisualSpan(start=0, height=image.grid_height, width=image.grid_width)
-    frequencies = rotary_frequencies(manifest.rotary)
-    layout = Layout.full(span.num_tokens + num_text, [span], frequencies=frequencies)
+    layout = typical_layout(manifest, num_text_tokens=num_text)
     try:
         return forecast(Pruning.from_recipe(manifest.recipe), schedule, layout), ()
     except RequestError as error:
         note = (
             f"engines are tuned for unpruned prompts, as the bundle's own pruning fails: {error}"
         )
-        return [span.num_tokens] * len(schedule.segments), (note,)
+        return [layout.num_visual_tokens] * len(schedule.segments), (note,)
 
 
 def _notes(manifest: BundleManifest, recipe: EngineRecipe) -> tuple[str, ...]:

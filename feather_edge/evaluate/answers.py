@@ -1,7 +1,7 @@
 """Reading and judging answers: a box against a box, a word against a word.
 
 A model names places in the picture that it *sees*: padded, resized, cropped. The truth is in
-pixels of the picture as it is on disk. ``ViewGeometry`` leads from one to the other.
+pixels of the picture as it is on disk. The bundle's images say how one leads to the other.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from feather_edge.errors import BundleError, RequestError
-from feather_edge.evaluate.boxes import Box, parse_location_tokens
+from feather_edge.evaluate.boxes import parse_location_tokens
 
 if TYPE_CHECKING:
     from feather_edge.bundle import Bundle
-    from feather_edge.checkpoint.preprocessing import PreprocessConfig
+    from feather_edge.images import ViewGeometry
+    from feather_edge.images.geometry import Box
 
-__all__ = ["BoxFormat", "BoxReader", "ViewGeometry", "is_same_word"]
+__all__ = ["BoxFormat", "BoxReader", "is_same_word"]
 
 BoxFormat = Literal["location-tokens", "pixels", "0-1", "0-1000"]
 
@@ -27,58 +28,6 @@ MIN_IOU = 0.5
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
 _LOCATION_TOKEN = re.compile(r"<loc_?\d+>")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ViewGeometry:
-    """How the picture on disk lies in the picture the model sees: view = image * scale + offset.
-
-    Pairs are (x, y), in pixels.
-    """
-
-    scale: tuple[float, float]
-    offset: tuple[float, float]
-    view_size: tuple[int, int]
-
-    @classmethod
-    def of(cls, width: int, height: int, config: PreprocessConfig) -> ViewGeometry:
-        """Return the geometry of a picture of ``width`` x ``height`` pixels."""
-        size, offset = [width, height], [0.0, 0.0]
-        if config.pad_color is not None:
-            side = max(size)
-            offset = [float((side - extent) // 2) for extent in size]
-            size = [side, side]
-        target = list(size)
-        if config.resize_to is not None:
-            target = [config.resize_to[1], config.resize_to[0]]
-        elif config.resize_shortest_edge is not None:
-            edge, shortest = config.resize_shortest_edge, min(size)
-            long = int(edge * max(size) / shortest)
-            target = [edge, long] if size[0] <= size[1] else [long, edge]
-        scale = [after / before for after, before in zip(target, size, strict=True)]
-        offset = [start * factor for start, factor in zip(offset, scale, strict=True)]
-        if config.crop_to is not None:
-            crop = [config.crop_to[1], config.crop_to[0]]
-            cuts = [(extent - keep) // 2 for extent, keep in zip(target, crop, strict=True)]
-            offset = [start - cut for start, cut in zip(offset, cuts, strict=True)]
-            target = crop
-        return cls(
-            scale=(scale[0], scale[1]),
-            offset=(offset[0], offset[1]),
-            view_size=(target[0], target[1]),
-        )
-
-    def to_image(self, box: Box) -> Box:
-        """Return a box of the view in pixels of the picture on disk."""
-        (sx, sy), (ox, oy) = self.scale, self.offset
-        x0, y0, x1, y1 = box
-        return ((x0 - ox) / sx, (y0 - oy) / sy, (x1 - ox) / sx, (y1 - oy) / sy)
-
-    def to_view(self, box: Box) -> Box:
-        """Return a box of the picture on disk in pixels of the view."""
-        (sx, sy), (ox, oy) = self.scale, self.offset
-        x0, y0, x1, y1 = box
-        return (x0 * sx + ox, y0 * sy + oy, x1 * sx + ox, y1 * sy + oy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

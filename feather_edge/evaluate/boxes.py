@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-Box = tuple[float, float, float, float]
-"""x0, y0, x1, y1 in pixels."""
+if TYPE_CHECKING:
+    from feather_edge.images.geometry import Box
 
 _LOCATION_TOKEN = re.compile(r"<loc_?(\d+)>")
 

@@ -17,15 +17,16 @@ import numpy as np
 from feather_edge import __version__
 from feather_edge.bundle import Bundle
 from feather_edge.errors import RequestError
-from feather_edge.evaluate.answers import MIN_IOU, BoxReader, ViewGeometry, is_same_word
+from feather_edge.evaluate.answers import MIN_IOU, BoxReader, is_same_word
 from feather_edge.evaluate.boxes import intersection_over_union
 from feather_edge.evaluate.records import Conditions, Record, RecordFile
 from feather_edge.evaluate.summary import Evaluation, summarise
+from feather_edge.images import load_image
 from feather_edge.manifest import MANIFEST_FILE
-from feather_edge.pruning import CRITERION_NAMES, Layout, Pruning, VisualSpan
+from feather_edge.pruning import CRITERION_NAMES, Pruning
 from feather_edge.pruning.forecast import forecast
-from feather_edge.runtime.preprocess import load_image
 from feather_edge.runtime.session import Session, default_pruning
+from feather_edge.runtime.spans import typical_layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from feather_edge.checkpoint.preprocessing import PreprocessConfig
     from feather_edge.evaluate.answers import BoxFormat
     from feather_edge.evaluate.records import Trial
     from feather_edge.evaluate.tasks import Question, Sample, Task
+    from feather_edge.images import ImageSpec
     from feather_edge.runtime.result import Result
 
     OnProgress = Callable[[int, int], None]
@@ -105,11 +106,9 @@ def equal_shares(bundle: Bundle, base: Pruning, keep_ratio: float) -> tuple[floa
     num_stages = len(bundle.schedule.stages)
     if num_stages > 2:
         return tuple(keep_ratio ** (stage + 1) for stage in range(num_stages))
-    image = bundle.manifest.image
-    span = VisualSpan(start=0, height=image.grid_height, width=image.grid_width)
     feather = dataclasses.replace(base, criterion="feather", keep_ratio=(keep_ratio,))
-    counts = forecast(feather, bundle.schedule, Layout.full(span.num_tokens, [span]))
-    return tuple(count / span.num_tokens for count in counts[1:])
+    total, *counts = forecast(feather, bundle.schedule, typical_layout(bundle.manifest))
+    return tuple(count / total for count in counts)
 
 
 def evaluate(
@@ -183,7 +182,7 @@ class _Examiner:
     def __init__(self, session: Session, reader: BoxReader | None) -> None:
         self._session = session
         self._reader = reader
-        self._image_spec = session.bundle.manifest.image
+        self._images = session.bundle.manifest.image
 
     def ask_all(
         self,
@@ -202,8 +201,7 @@ class _Examiner:
         self, image: Image.Image, question: Question, trial: Trial, pruning: Pruning
     ) -> Record:
         result = self._session.generate(image, question.text, pruning=pruning)
-        config = self._image_spec.preprocess
-        score = score_answer(image, question, result.text, self._reader, config)
+        score = score_answer(image, question, result.text, self._reader, self._images)
         sample, number, method, keep_ratio = trial
         return Record(
             sample=sample,
@@ -216,13 +214,18 @@ class _Examiner:
             is_right=score >= MIN_IOU,
             num_text_tokens=result.num_prompt_tokens - result.num_visual_tokens,
             num_visual_tokens=tuple(_entering(result)),
-            kept_row=self._kept_row(result),
+            kept_row=_kept_row(result),
             ttft_ms=result.ttft_ms,
         )
 
-    def _kept_row(self, result: Result) -> float:
-        rows = result.stages[0].kept_indices // self._image_spec.grid_width
-        return float(np.mean(rows)) / max(1, self._image_spec.grid_height - 1)
+
+def _kept_row(result: Result) -> float:
+    """Return how far down their rasters the kept tokens are on average, 0 to 1."""
+    places = [
+        np.repeat(np.arange(raster.height) / max(1, raster.height - 1), raster.width)
+        for raster in result.rasters
+    ]
+    return float(np.mean(np.concatenate(places)[result.stages[0].kept_indices]))
 
 
 def score_answer(
@@ -230,7 +233,7 @@ def score_answer(
     question: Question,
     text: str,
     reader: BoxReader | None,
-    config: PreprocessConfig,
+    images: ImageSpec,
 ) -> float:
     """Return how right an answer is: the overlap of the boxes, or 1 for the right word, else 0.
 
@@ -240,7 +243,7 @@ def score_answer(
         return float(is_same_word(text, question.answer))
     assert reader is not None  # noqa: S101 - checked before the run
     assert question.box is not None  # noqa: S101 - for the type checker
-    geometry = ViewGeometry.of(image.width, image.height, config)
+    geometry = images.geometry(image.size)
     said = reader.read(text, geometry)
     return 0.0 if said is None else intersection_over_union(geometry.to_image(said), question.box)
 

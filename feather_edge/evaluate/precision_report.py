@@ -18,8 +18,8 @@ from feather_edge.evaluate.evaluation import score_answer
 from feather_edge.evaluate.logit_tap import LogitTap
 from feather_edge.evaluate.parity import compare
 from feather_edge.evaluate.text_prediction import predict_text
+from feather_edge.images import load_image
 from feather_edge.recipes.precision import activations, head_precision, vision_precision
-from feather_edge.runtime.preprocess import load_image
 from feather_edge.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -217,13 +217,13 @@ def _scores(
     sample: Sample, texts: list[tuple[str, str]], bundle: Bundle, reader: BoxReader | None
 ) -> Iterator[tuple[float, float] | None]:
     image = load_image(sample.image)
-    config = bundle.manifest.image.preprocess
+    images = bundle.manifest.image
     for question, (found, wanted) in zip(sample.questions, texts, strict=True):
         if question.box is not None and reader is None:
             yield None
             continue
         first, second = (
-            score_answer(image, question, text, reader, config) for text in (found, wanted)
+            score_answer(image, question, text, reader, images) for text in (found, wanted)
         )
         yield first, second
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import ImageDraw
 
-    from feather_edge.evaluate.boxes import Box
+    from feather_edge.images.geometry import Box
 
     Points = NDArray[np.float64]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from feather_edge.evaluate.boxes import Box
+    from feather_edge.images.geometry import Box
 
 __all__ = ["Question", "Sample", "Task", "load_task"]
 

@@ -9,6 +9,7 @@ near the largest tensor.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -211,6 +212,39 @@ class GraphBuilder:
         value.shape = ir.Shape(())
         self._extra_outputs.append(value)
 
+    def adopt(self, model: ir.Model, inputs: Mapping[str, ir.Value]) -> list[ir.Value]:
+        """Take over the nodes and weights of another model, of this graph's opset.
+
+        Args:
+            model: given away; it is of no use after.
+            inputs: what its inputs are here.
+
+        Returns:
+            Its outputs.
+        """
+        outputs = list(model.graph.outputs)
+        for value in model.graph.inputs:
+            ir.convenience.replace_all_uses_with(value, inputs[str(value.name)])
+        for name, value in list(model.graph.initializers.items()):
+            tensor = value.const_value
+            assert tensor is not None  # noqa: S101 - an initializer has a value
+            value.name = tensor.name = self.path(name)
+            if tensor.dtype.is_floating_point() and tensor.size > 1:
+                value.const_value = ir.LazyTensor(
+                    partial(_itself, tensor),
+                    dtype=tensor.dtype,
+                    shape=ir.Shape(tensor.shape.numpy()),
+                    name=value.name,
+                )
+            self._initializers[value.name] = value
+        nodes = list(model.graph)
+        model.graph.remove(nodes)
+        model.graph.initializers.clear()
+        for number, node in enumerate(nodes):
+            node.name = self.path(f"{node.op_type}_{number}")
+            self._nodes.append(node)
+        return outputs
+
     def model(self, outputs: dict[str, ir.Value]) -> ir.Model:
         """Close the graph: give ``outputs`` the names, types and dimensions of the contract."""
         ordered = []
@@ -245,6 +279,10 @@ class GraphBuilder:
             const_value=tensor,
         )
         self._initializers[name] = value
+
+
+def _itself(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return tensor
 
 
 def save(forms: Mapping[Path, ir.Model], data: Path, *, on_tensor: Callable[[int], None]) -> None:

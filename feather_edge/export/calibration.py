@@ -32,8 +32,12 @@ if TYPE_CHECKING:
 
 __all__ = ["HIGHEST_ERROR", "layers_to_keep"]
 
-HIGHEST_ERROR = 0.05
-"""Relative error of a layer's rows, root mean square, from which on it is kept higher."""
+HIGHEST_ERROR = 0.03
+"""Relative error of a layer's rows, root mean square, from which on it is kept higher.
+
+Perplexity of SmolLM2-135M grows by 0.6 % with this limit, 2.8 % with 0.05, 4.7 % with 0.1 and 54 %
+without a calibration (docs/precision.md).
+"""
 MAX_NEW_TOKENS = 4
 
 

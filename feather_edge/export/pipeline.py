@@ -27,7 +27,7 @@ from feather_edge.samples import shipped_samples
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from feather_edge.checkpoint.config import TextConfig
+    from feather_edge.checkpoint.text_config import TextConfig
     from feather_edge.graphs import GraphSpec
     from feather_edge.recipes import ExportRecipe
 
@@ -164,6 +164,7 @@ def _manifest(
         image=model.image,
         graphs=tuple(specs),
         files={},
+        sha256="",
     )
 
 

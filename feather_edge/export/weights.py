@@ -76,6 +76,14 @@ class Weights:
             scales_view=self.tensor(f"{module}.scales", shape=(num_groups, out_size)),
         )
 
+    def below(self, prefix: str) -> dict[str, TensorView]:
+        """Return all tensors below a canonical prefix, by the rest of their names, as used."""
+        names = [name for name in self._names if name.startswith(prefix)]
+        self._used.update(names)
+        return {
+            name.removeprefix(prefix): self._checkpoint.tensor(self._names[name]) for name in names
+        }
+
     def check_all_used(self, *prefixes: str) -> None:
         """Refuse tensors below ``prefixes`` that no graph took: parts we would lose silently.
 

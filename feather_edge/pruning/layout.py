@@ -2,9 +2,9 @@
 
 Letters: S rows still alive, V visual tokens of the whole prompt.
 
-A prompt is text with one *span* of visual tokens per image. Pruning removes visual rows only and
-moves nothing: kept rows stay in order and keep the position they had in the full prompt, because
-shuffled positions cost FEATHER most of its localisation (paper, table A3).
+A prompt is text with one *span* of visual tokens per image, or per tile of one. Pruning removes
+visual rows only and moves nothing: kept rows stay in order and keep the position they had in the
+full prompt, because shuffled positions cost FEATHER most of its localisation (paper, table A3).
 
 Rows also carry what the user said of them: protected rows are kept and forbidden rows pruned at
 every stage, whatever the criterion.
@@ -31,15 +31,43 @@ TEXT = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisualSpan:
-    """One image's visual tokens in the prompt: a ``height`` x ``width`` raster from ``start``."""
+    """A raster of visual tokens in the prompt: an image, or one tile of it.
+
+    Attributes:
+        start: row of the first token.
+        height: rows of the raster.
+        width: columns of the raster.
+        row_gap: rows of the prompt after each raster row that are text, such as newlines.
+        image: number of the image, from 1.
+    """
 
     start: int
     height: int
     width: int
+    row_gap: int = 0
+    image: int = 1
 
     def __post_init__(self) -> None:
-        if self.start < 0 or self.height < 1 or self.width < 1:
+        if self.start < 0 or self.height < 1 or self.width < 1 or self.row_gap < 0:
             raise RequestError(f"visual span {self} must start at 0 or later and not be empty")
+
+    @property
+    def end(self) -> int:
+        """Row after the span's last, gaps included."""
+        return self.start + self.height * (self.width + self.row_gap)
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Position in the unpruned prompt of each token, in raster order."""
+        step = self.width + self.row_gap
+        rows = self.start + step * np.arange(self.height, dtype=np.int64)
+        return (rows[:, None] + np.arange(self.width)).ravel()
+
+    def raster(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the raster index of each position, -1 where it is none of the span's tokens."""
+        row, column = np.divmod(positions - self.start, self.width + self.row_gap)
+        is_token = (row >= 0) & (row < self.height) & (column < self.width)
+        return np.where(is_token, row * self.width + column, -1)
 
     @property
     def num_tokens(self) -> int:
@@ -52,7 +80,7 @@ class Layout:
     """The rows still alive.
 
     Attributes:
-        spans: the images' visual tokens in the unpruned prompt.
+        spans: the rasters of visual tokens in the unpruned prompt.
         positions: [S] in the unpruned prompt, ascending.
         is_protected: [S], visual tokens that every stage keeps.
         is_forbidden: [S], visual tokens that no stage keeps; disjoint from the protected.
@@ -80,12 +108,12 @@ class Layout:
         """
         end = 0
         for span in spans:
-            if span.start < end or span.start + span.num_tokens > num_rows:
+            if span.start < end or span.end > num_rows:
                 raise RequestError(
                     f"visual span {span} must lie within the prompt of {num_rows} rows, after the "
                     f"span before it, which ends at {end}"
                 )
-            end = span.start + span.num_tokens
+            end = span.end
         return cls(
             spans=tuple(spans),
             positions=np.arange(num_rows, dtype=np.int64),
@@ -108,7 +136,7 @@ class Layout:
     @property
     def num_positions(self) -> int:
         """Length of the unpruned prompt. Only visual tokens are ever pruned."""
-        ends = [span.start + span.num_tokens for span in self.spans[-1:]]
+        ends = [span.end for span in self.spans[-1:]]
         return max([*ends, int(self.positions[-1]) + 1])
 
     @property
@@ -121,10 +149,7 @@ class Layout:
         """[S]: number of the span a row belongs to, ``TEXT`` for text."""
         owner = np.full(self.num_rows, TEXT, np.int64)
         for number, span in enumerate(self.spans):
-            inside = (self.positions >= span.start) & (
-                self.positions < span.start + span.num_tokens
-            )
-            owner[inside] = number
+            owner[span.raster(self.positions) >= 0] = number
         return owner
 
     @property
@@ -143,8 +168,8 @@ class Layout:
         return np.flatnonzero(self.span_of_row == span)
 
     def raster(self, span: int) -> NDArray[np.int64]:
-        """Return the raster index within its image of each row that ``rows(span)`` lists."""
-        return self.positions[self.rows(span)] - self.spans[span].start
+        """Return the raster index within its span of each row that ``rows(span)`` lists."""
+        return self.spans[span].raster(self.positions[self.rows(span)])
 
     @property
     def kept_indices(self) -> NDArray[np.int64]:

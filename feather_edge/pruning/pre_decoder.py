@@ -42,7 +42,7 @@ def pre_plan(pruning: Pruning, layout: Layout, embeds: NDArray[np.generic]) -> S
         rows = rows[~layout.is_forbidden[rows]]
         tokens = ImageTokens(
             features=embeds[rows].astype(np.float32),
-            raster=layout.positions[rows] - span.start,
+            raster=span.raster(layout.positions[rows]),
             height=span.height,
             width=span.width,
             text=text,

@@ -6,6 +6,7 @@ same template, the same special tokens, one image placeholder per visual token.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from feather_edge.runtime.chat_template import ChatTemplate, Message
 from feather_edge.runtime.detokenizer import Detokenizer, StreamDecoder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 __all__ = ["PROMPT_FILES", "EncodedPrompt", "Message", "PromptFormatter", "StreamDecoder"]
@@ -53,12 +54,12 @@ class EncodedPrompt:
 
     Attributes:
         prompt_ids: [S] int64.
-        spans: (start, length) in prompt_ids of each image's placeholders, in order of the images.
+        is_image: [S] bool, which of them are image placeholders.
         text: the rendered prompt, with one placeholder per image.
     """
 
     prompt_ids: np.ndarray
-    spans: tuple[tuple[int, int], ...]
+    is_image: np.ndarray
     text: str
 
 
@@ -94,55 +95,53 @@ class PromptFormatter:
         Raises:
             CheckpointError: a file is missing or damaged, or has no token of that id.
         """
-        config = _read_optional(folder / TOKENIZER_CONFIG_FILE)
-        if "added_tokens_decoder" not in config:
-            config = {**config, **_read_optional(folder / SPECIAL_TOKENS_FILE)}
-        special_tokens = _special_tokens(config)
-        tokenizer = _open_tokenizer(folder / TOKENIZER_FILE, config, special_tokens)
-        if tokenizer.id_to_token(image_token_id) is None:
-            raise CheckpointError(
-                f"{folder / TOKENIZER_FILE} has no token {image_token_id}, which the model takes "
-                "for its image placeholder; tokenizer and config.json are of different models"
+        with _sensible_settings(folder):
+            config = _read_optional(folder / TOKENIZER_CONFIG_FILE)
+            if "added_tokens_decoder" not in config:
+                config = {**config, **_read_optional(folder / SPECIAL_TOKENS_FILE)}
+            special_tokens = _special_tokens(config)
+            tokenizer = _open_tokenizer(folder / TOKENIZER_FILE, config, special_tokens)
+            if tokenizer.id_to_token(image_token_id) is None:
+                raise CheckpointError(
+                    f"{folder / TOKENIZER_FILE} has no token {image_token_id}, which the model "
+                    "takes for its image placeholder; tokenizer and config.json are of different "
+                    "models"
+                )
+            # The clean-up is for word-level tokenizers; transformers ignores the setting for BPE.
+            is_bpe = type(tokenizer.model).__name__ == "BPE"
+            has_clean_up = bool(config.get("clean_up_tokenization_spaces")) and not is_bpe
+            return cls(
+                tokenizer=tokenizer,
+                special_tokens=special_tokens,
+                template=_chat_template(folder, config),
+                detokenizer=Detokenizer(tokenizer, has_clean_up=has_clean_up),
+                image_token_id=image_token_id,
+                eos_token_ids=_eos_token_ids(folder, tokenizer, special_tokens),
             )
-        # The clean-up is for word-level tokenizers; transformers ignores the setting for BPE.
-        is_bpe = type(tokenizer.model).__name__ == "BPE"
-        has_clean_up = bool(config.get("clean_up_tokenization_spaces")) and not is_bpe
-        return cls(
-            tokenizer=tokenizer,
-            special_tokens=special_tokens,
-            template=_chat_template(folder, config),
-            detokenizer=Detokenizer(tokenizer, has_clean_up=has_clean_up),
-            image_token_id=image_token_id,
-            eos_token_ids=_eos_token_ids(folder, tokenizer, special_tokens),
-        )
 
     def encode(
-        self, prompt: str | Sequence[Message], *, num_visual_tokens: Sequence[int]
+        self, prompt: str | Sequence[Message], *, images: Sequence[Sequence[str | int]]
     ) -> EncodedPrompt:
         """Return the ids of a prompt.
 
         Args:
             prompt: what the user says, which becomes one user turn with the images first; or the
                 whole conversation as messages, with one image entry per image.
-            num_visual_tokens: visual tokens of each image.
+            images: what stands for each image, see ``PreparedImages.prompt_pieces``.
 
         Raises:
             RequestError: the number of image placeholders is not the number of images, or the
                 chat template does not take the prompt.
         """
-        num_images = len(num_visual_tokens)
-        text = self._render(prompt, num_images=num_images)
+        text = self._render(prompt, num_images=len(images))
         bos = self._special_tokens.get("bos_token")
         has_bos = self._template is not None and bos is not None and text.startswith(bos)
-        ids = self._tokenizer.encode(text, add_special_tokens=not has_bos).ids
-        num_placeholders = ids.count(self._image_token_id)
-        if num_placeholders != num_images:
-            raise RequestError(
-                f"prompt has {num_placeholders} image placeholders ({self._image_token}) for "
-                f"{num_images} images; the two must be equal: the chat template writes one per "
-                "image, so leave them out of your own text"
-            )
-        return self._expand(ids, text=text, num_visual_tokens=num_visual_tokens)
+        expanded = self._expand(text, images)
+        ids = self._tokenizer.encode(expanded, add_special_tokens=not has_bos).ids
+        prompt_ids = np.array(ids, dtype=np.int64)
+        return EncodedPrompt(
+            prompt_ids=prompt_ids, is_image=prompt_ids == self._image_token_id, text=text
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens left out."""
@@ -168,21 +167,20 @@ class PromptFormatter:
             )
         return self._template.render(messages, special_tokens=self._special_tokens)
 
-    def _expand(
-        self, ids: list[int], *, text: str, num_visual_tokens: Sequence[int]
-    ) -> EncodedPrompt:
-        expanded: list[int] = []
-        spans: list[tuple[int, int]] = []
-        lengths = iter(num_visual_tokens)
-        for token in ids:
-            if token == self._image_token_id:
-                spans.append((len(expanded), next(lengths)))
-                expanded.extend([token] * spans[-1][1])
-            else:
-                expanded.append(token)
-        return EncodedPrompt(
-            prompt_ids=np.array(expanded, dtype=np.int64), spans=tuple(spans), text=text
-        )
+    def _expand(self, text: str, images: Sequence[Sequence[str | int]]) -> str:
+        """Put what stands for each image in the place of its placeholder."""
+        before, *after = text.split(self._image_token)
+        if len(after) != len(images):
+            raise RequestError(
+                f"prompt has {len(after)} image placeholders ({self._image_token}) for "
+                f"{len(images)} images; the two must be equal: the chat template writes one per "
+                "image, so leave them out of your own text"
+            )
+        expanded = [before]
+        for pieces, rest in zip(images, after, strict=True):
+            expanded += [p if isinstance(p, str) else self._image_token * p for p in pieces]
+            expanded.append(rest)
+        return "".join(expanded)
 
 
 def _checked_messages(prompt: object, *, num_images: int) -> list[Message]:
@@ -216,6 +214,18 @@ def _checked_entry(entry: object) -> dict[str, Any]:
             f"content entry {entry!r} must be a dict with a type: image, or text with its text"
         )
     return {"type": "image"} if entry["type"] in _IMAGE_TYPES else entry
+
+
+@contextmanager
+def _sensible_settings(folder: Path) -> Iterator[None]:
+    """Turn what a setting of a wrong kind runs into, wherever that is, into one error."""
+    try:
+        yield
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"tokenizer settings of {folder} make no sense ({type(error).__name__}: {error}); "
+            f"copy {TOKENIZER_CONFIG_FILE} and its neighbours again"
+        ) from error
 
 
 def _read_optional(path: Path) -> dict[str, Any]:
@@ -301,7 +311,12 @@ def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> ChatTempla
 
 
 def _read_template_file(path: Path) -> dict[str, Any]:
-    return {"chat_template": path.read_text(encoding="utf-8")} if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return {"chat_template": path.read_text(encoding="utf-8")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; copy it again") from error
 
 
 def _eos_token_ids(

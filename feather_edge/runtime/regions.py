@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from feather_edge.errors import RequestError
-from feather_edge.runtime.preprocess import to_model_view
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from feather_edge.manifest import ImageSpec
+    from feather_edge.images import Raster
     from feather_edge.pruning import Layout, Region
 
 EPSILON = 1e-6
@@ -26,7 +25,7 @@ def mark_regions(
     layout: Layout,
     regions: Sequence[Region],
     sizes: Sequence[tuple[int, int]],
-    image: ImageSpec,
+    rasters: Sequence[Raster],
 ) -> Layout:
     """Return the layout with the rows that ``regions`` protect and forbid.
 
@@ -37,14 +36,14 @@ def mark_regions(
         layout: of the unpruned prompt.
         regions: boxes in pixels of the pictures.
         sizes: (width, height) of each picture.
-        image: how pictures become visual tokens.
+        rasters: what each span of the layout shows.
 
     Raises:
         RequestError: if a region is not in its picture, or the model does not see it, or is left
             without effect by others, or if an image would lose all of its tokens.
     """
     marks = {rule: np.zeros(layout.num_rows, np.bool_) for rule in ("protect", "forbid")}
-    pairs = [(region, _rows(layout, region, sizes, image)) for region in regions]
+    pairs = [(region, _rows(layout, region, sizes, rasters)) for region in regions]
     for region, rows in pairs:
         marks[region.rule][rows] = True
     protected, forbidden = marks["protect"], marks["forbid"] & ~marks["protect"]
@@ -53,42 +52,25 @@ def mark_regions(
             raise RequestError(
                 f"{region} has no effect: every visual token in it is protected by another region"
             )
-    for span in range(len(layout.spans)):
-        if forbidden[layout.rows(span)].all():
+    for image in range(1, len(sizes) + 1):
+        spans = [number for number, span in enumerate(layout.spans) if span.image == image]
+        if all(forbidden[layout.rows(span)].all() for span in spans):
             raise RequestError(
-                f"forbidden regions cover every visual token of image {span + 1}; leave some, or "
+                f"forbidden regions cover every visual token of image {image}; leave some, or "
                 f"ask without the image"
             )
     return layout.with_regions(protected=protected, forbidden=forbidden)
 
 
-def overlapping_tokens(
-    region: Region, size: tuple[int, int], image: ImageSpec
-) -> NDArray[np.int64]:
-    """Return the ascending raster indices of the tokens that see a part of ``region``.
-
-    Raises:
-        RequestError: if the region is not within the picture of ``size`` (width, height), or no
-            token sees any of it.
-    """
-    x0, y0, x1, y1 = region.box
-    if x0 < 0 or y0 < 0 or x1 > size[0] or y1 > size[1]:
-        raise RequestError(
-            f"{region} is not within image {region.image}, which has {size[0]} x {size[1]} pixels"
-        )
-    height, width = image.preprocess.output_size
-    # Patches are whole pixels: a vision encoder leaves the last few of 384 / 14 unseen.
-    token = (width // image.grid_width, height // image.grid_height)
-    left, top, right, bottom = to_model_view(region.box, size, image.preprocess)
-    columns = _overlap(left / token[0], right / token[0], image.grid_width)
-    rows = _overlap(top / token[1], bottom / token[1], image.grid_height)
-    if not len(columns) or not len(rows):
-        raise RequestError(
-            f"{region} lies in a part of image {region.image} that the model does not see: it is "
-            f"cropped before the vision encoder"
-        )
-    raster = np.arange(image.grid_height * image.grid_width, dtype=np.int64)
-    grid = raster.reshape(image.grid_height, image.grid_width)
+def overlapping_tokens(region: Region, raster: Raster) -> NDArray[np.int64]:
+    """Return the ascending raster indices of the tokens that see a part of ``region``."""
+    x0, y0, x1, y1 = raster.box
+    token = ((x1 - x0) / raster.width, (y1 - y0) / raster.height)
+    left, top, right, bottom = region.box
+    columns = _overlap((left - x0) / token[0], (right - x0) / token[0], raster.width)
+    rows = _overlap((top - y0) / token[1], (bottom - y0) / token[1], raster.height)
+    indices = np.arange(raster.height * raster.width, dtype=np.int64)
+    grid = indices.reshape(raster.height, raster.width)
     return grid[rows.start : rows.stop, columns.start : columns.stop].ravel()
 
 
@@ -99,10 +81,26 @@ def _overlap(start: float, end: float, num_tokens: int) -> range:
 
 
 def _rows(
-    layout: Layout, region: Region, sizes: Sequence[tuple[int, int]], image: ImageSpec
+    layout: Layout, region: Region, sizes: Sequence[tuple[int, int]], rasters: Sequence[Raster]
 ) -> NDArray[np.int64]:
-    """Return the rows of the prompt that a region speaks of."""
+    """Return the rows of the prompt that a region speaks of, in every tile that shows it."""
     if region.image > len(sizes):
         raise RequestError(f"{region} is of image {region.image}, but there are {len(sizes)}")
-    tokens = overlapping_tokens(region, sizes[region.image - 1], image)
-    return layout.spans[region.image - 1].start + tokens
+    width, height = sizes[region.image - 1]
+    x0, y0, x1, y1 = region.box
+    if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
+        raise RequestError(
+            f"{region} is not within image {region.image}, which has {width} x {height} pixels"
+        )
+    found = [
+        span.positions[overlapping_tokens(region, raster)]
+        for span, raster in zip(layout.spans, rasters, strict=True)
+        if raster.image == region.image
+    ]
+    rows = np.concatenate(found)
+    if not len(rows):
+        raise RequestError(
+            f"{region} lies in a part of image {region.image} that the model does not see: it is "
+            f"cropped before the vision encoder"
+        )
+    return rows

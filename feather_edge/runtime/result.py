@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from feather_edge.images import Raster
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -58,6 +60,8 @@ class Result:
         finish_reason: ``stop`` at an end token, ``length`` at the limit.
         num_prompt_tokens: S, visual tokens included.
         num_visual_tokens: before any pruning.
+        rasters: what the visual tokens show, in their order: a raster for each picture or tile,
+            with its box in pixels of the picture.
         stages: one entry per pruning stage of the bundle, after that of the stage before the
             decoder if the request has one.
         reason: why nothing was pruned; None when something was.
@@ -75,6 +79,7 @@ class Result:
     finish_reason: FinishReason
     num_prompt_tokens: int
     num_visual_tokens: int
+    rasters: tuple[Raster, ...]
     stages: tuple[StageResult, ...]
     reason: str | None
     preprocess_ms: float
@@ -92,6 +97,15 @@ class Result:
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "stages"
         }
         record["token_ids"] = list(self.token_ids)
+        record["rasters"] = [
+            {
+                "image": raster.image,
+                "height": raster.height,
+                "width": raster.width,
+                "box": list(raster.box),
+            }
+            for raster in self.rasters
+        ]
         record["stages"] = [
             {
                 "before_layer": stage.before_layer,

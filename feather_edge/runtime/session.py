@@ -15,19 +15,20 @@ import numpy as np
 
 from feather_edge.bundle import Bundle
 from feather_edge.errors import BackendError, RequestError
-from feather_edge.pruning import Layout, Pruning, VisualSpan, criterion
+from feather_edge.images import load_image
+from feather_edge.pruning import Layout, Pruning, criterion
 from feather_edge.pruning.pre_criteria import pre_criterion
 from feather_edge.pruning.request import unpruned_reason
 from feather_edge.runtime.backends import Backend, create_backend
 from feather_edge.runtime.decoder import DecoderChain
 from feather_edge.runtime.embeddings import Embeddings
-from feather_edge.runtime.preprocess import load_image, preprocess
 from feather_edge.runtime.prompt import PromptFormatter
 from feather_edge.runtime.regions import mark_regions
 from feather_edge.runtime.request import Answer, Run
 from feather_edge.runtime.result import Result, Token
 from feather_edge.runtime.rotary import rotary_frequencies
 from feather_edge.runtime.sampling import Sampler, Sampling
+from feather_edge.runtime.spans import place_spans
 from feather_edge.runtime.timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -39,9 +40,10 @@ if TYPE_CHECKING:
     from PIL import Image
     from typing_extensions import Self
 
+    from feather_edge.images import PreparedImages
+    from feather_edge.images.pixels import ImageSource
     from feather_edge.pruning import Region
-    from feather_edge.runtime.preprocess import ImageSource
-    from feather_edge.runtime.prompt import Message
+    from feather_edge.runtime.prompt import EncodedPrompt, Message
 
 DEFAULT_MAX_NEW_TOKENS = 128
 
@@ -168,19 +170,20 @@ class Session:
         watch = Stopwatch()
         pruning = self.pruning if pruning is None else pruning
         sampler = Sampler(Sampling() if sampling is None else sampling)
-        # 1. Pixels [N, C, H, W] and prompt ids [S].
+        # 1. The vision encoder's inputs, and prompt ids [S] with an id per visual token.
         with watch.stage("preprocess"):
             pictures = _load_images(images)
-            pixels = preprocess(pictures, self.bundle.manifest.image.preprocess)
-            prompt_ids, layout = self._encode_prompt(prompt, pictures, regions)
+            prepared = self.bundle.manifest.image.prepare(pictures)
+            encoded = self._prompt.encode(prompt, images=prepared.prompt_pieces)
+            layout = self._layout(encoded, prepared, pictures, regions)
             limit = self._max_new_tokens(max_new_tokens, layout)
         # 2. Visual tokens [V, D].
         with watch.stage("vision"):
-            features = self._encode_images(pixels)
+            features = self._encode_images(prepared)
         # 3. Splice them into the prompt's embeddings; 4. run the segments, pruning in between.
         with watch.stage("prefill"):
-            embeds = self._embeddings[prompt_ids]  # [S, D]
-            embeds[layout.is_visual] = features
+            embeds = self._embeddings[encoded.prompt_ids]  # [S, D]
+            embeds[encoded.is_image] = features
             run = self._begin(layout, pruning)
             logits = run.prefill(embeds)
         # 5. Decode: each token passes the same graphs, over each segment's own cache.
@@ -197,25 +200,22 @@ class Session:
             if answer.is_full:
                 break
             logits = run.chain.decode_step(self._embeddings[token_id])
-        self.last_result = self._result(watch, layout, run, answer)
+        self.last_result = self._result(watch, prepared, run, answer)
 
-    def _encode_prompt(
+    def _layout(
         self,
-        prompt: str | Sequence[Message],
+        encoded: EncodedPrompt,
+        prepared: PreparedImages,
         pictures: Sequence[Image.Image],
         regions: Sequence[Region],
-    ) -> tuple[NDArray[np.int64], Layout]:
-        image = self.bundle.manifest.image
-        num_tokens = [image.grid_height * image.grid_width] * len(pictures)
-        encoded = self._prompt.encode(prompt, num_visual_tokens=num_tokens)
-        spans = [
-            VisualSpan(start=start, height=image.grid_height, width=image.grid_width)
-            for start, _ in encoded.spans
-        ]
-        frequencies = rotary_frequencies(self.bundle.manifest.rotary)
-        layout = Layout.full(len(encoded.prompt_ids), spans, frequencies=frequencies)
+    ) -> Layout:
+        layout = Layout.full(
+            len(encoded.prompt_ids),
+            place_spans(prepared.rasters, encoded.is_image),
+            frequencies=rotary_frequencies(self.bundle.manifest.rotary),
+        )
         sizes = [picture.size for picture in pictures]
-        return encoded.prompt_ids, mark_regions(layout, regions, sizes, image)
+        return mark_regions(layout, regions, sizes, prepared.rasters)
 
     def _max_new_tokens(self, requested: int | None, layout: Layout) -> int:
         manifest = self.bundle.manifest
@@ -235,13 +235,18 @@ class Session:
             )
         return requested
 
-    def _encode_images(self, pixels: NDArray[np.float32]) -> NDArray[Any]:
+    def _encode_images(self, prepared: PreparedImages) -> NDArray[Any]:
         spec = self.bundle.vision_encoder
-        if len(pixels) == 0:
+        if not prepared.inputs:
             return np.empty((0, self.bundle.manifest.decoder.hidden_size), spec.outputs[0].dtype)
-        typed = np.ascontiguousarray(pixels, dtype=spec.inputs[0].dtype)
-        outputs = self._vision.run({"pixel_values": self._backend.upload(typed)})
-        return self._backend.download(outputs["image_features"])
+        inputs = {
+            tensor.name: self._backend.upload(
+                np.ascontiguousarray(prepared.inputs[tensor.name], dtype=tensor.dtype)
+            )
+            for tensor in spec.inputs
+        }
+        features = self._backend.download(self._vision.run(inputs)["image_features"])
+        return features if prepared.arrange is None else prepared.arrange(features)
 
     def _begin(self, layout: Layout, pruning: Pruning) -> Run:
         schedule = self.bundle.schedule
@@ -255,13 +260,16 @@ class Session:
         chain = DecoderChain(self._decoders, self.bundle.manifest, schedule, self._backend)
         return Run(chain=chain, layout=layout, pruning=None if reason else pruning, reason=reason)
 
-    def _result(self, watch: Stopwatch, layout: Layout, run: Run, answer: Answer) -> Result:
+    def _result(
+        self, watch: Stopwatch, prepared: PreparedImages, run: Run, answer: Answer
+    ) -> Result:
         return Result(
             text=answer.text,
             token_ids=tuple(answer.token_ids),
             finish_reason=answer.finish_reason,
-            num_prompt_tokens=layout.num_rows,
-            num_visual_tokens=layout.num_visual_tokens,
+            num_prompt_tokens=run.layout.num_rows,
+            num_visual_tokens=run.layout.num_visual_tokens,
+            rasters=prepared.rasters,
             stages=run.stage_results(),
             reason=run.reason_unpruned(),
             preprocess_ms=watch.stage_ms["preprocess"],

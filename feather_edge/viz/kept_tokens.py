@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image, ImageFont
 
-    from feather_edge.evaluate.boxes import Box
+    from feather_edge.images.geometry import Box
 
 DROPPED_DIM = 0.16
 """Brightness of a dropped token's pixels: dark enough to read as gone, light enough to place."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from feather_edge.errors import RequestError
-from feather_edge.evaluate.answers import MIN_IOU, BoxReader, ViewGeometry
+from feather_edge.evaluate.answers import MIN_IOU, BoxReader
 from feather_edge.evaluate.boxes import intersection_over_union
-from feather_edge.runtime.preprocess import load_image, model_view
+from feather_edge.images import load_image
 from feather_edge.viz.heat_map import heat_map
 from feather_edge.viz.kept_tokens import Panel, contact_sheet, kept_tokens
 
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     from feather_edge.bundle import Bundle
     from feather_edge.evaluate.answers import BoxFormat
-    from feather_edge.evaluate.boxes import Box
+    from feather_edge.images import ViewGeometry
+    from feather_edge.images.geometry import Box
+    from feather_edge.images.pixels import ImageSource
     from feather_edge.pruning import Pruning
-    from feather_edge.runtime.preprocess import ImageSource
     from feather_edge.runtime.result import Result, StageResult
     from feather_edge.runtime.session import Session
 
@@ -91,7 +92,7 @@ def visualise(
         panel_size=panel_size,
     )  # fmt: skip
     reader = BoxReader.of(bundle, box_format)
-    geometry = ViewGeometry.of(picture.width, picture.height, bundle.manifest.image.preprocess)
+    geometry = bundle.manifest.image.geometry(picture.size)
     said = [None if reader is None else reader.read(each.text, geometry) for each in results]
     return Visualisation(
         sheet=sheet,
@@ -128,18 +129,18 @@ def draw_results(
     Raises:
         RequestError: if a result is of several pictures, or of another bundle.
     """
-    spec = bundle.manifest.image
+    picture, images = load_image(image), bundle.manifest.image
+    (raster,) = rasters = images.prepare([picture]).rasters
     for result in results:
-        if result.num_visual_tokens != spec.grid_height * spec.grid_width:
+        if result.rasters != rasters:
             raise RequestError(
-                f"result has {result.num_visual_tokens} visual tokens and one picture has "
-                f"{spec.grid_height * spec.grid_width}; only results of one picture can be drawn"
+                f"result is of {len(result.rasters)} rasters of visual tokens that are not those "
+                f"of this picture; only results of one picture can be drawn, over that picture"
             )
-    picture = load_image(image)
     pen = _Pen(
-        view=model_view(picture, spec.preprocess),
-        geometry=ViewGeometry.of(picture.width, picture.height, spec.preprocess),
-        grid=(spec.grid_height, spec.grid_width),
+        view=images.view(picture),
+        geometry=images.geometry(picture.size),
+        grid=(raster.height, raster.width),
         reader=BoxReader.of(bundle, box_format),
         unpruned=unpruned,
         size=panel_size,

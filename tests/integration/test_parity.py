@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.bundles import ChainRunner
 from support.images import random_images, scene_questions
-from support.reference import ReferenceLlava
+from support.reference import ReferenceVlm
 from support.shipped import CHECKPOINT
 
 from feather_edge.recipes import ExportRecipe, load_recipe
@@ -38,8 +38,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{
         f"{vision}-{text}": {"vision": vision, "text": text}
         for vision in ("clip", "siglip")
-        for text in ("llama", "mistral", "qwen2")
+        for text in ("llama", "mistral", "qwen2", "qwen3")
     },
+    "biases-qwen3": {"text": "qwen3", "attention_bias": True, "head_dim": 8},
     "biases": {"attention_bias": True, "mlp_bias": True},
     "no-projector-bias": {"llava_overrides": {"multimodal_projector_bias": False}},
     "wide-heads": {"head_dim": 24},
@@ -69,7 +70,7 @@ def numpy_prompt(inputs: dict[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarra
 
 def largest_logit_error(
     bundle: Any,
-    reference: ReferenceLlava,
+    reference: ReferenceVlm,
     *,
     image: np.ndarray | None = None,
     prompt: str = "where is the red circle ?",
@@ -97,7 +98,7 @@ def largest_logit_error(
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_unpruned_logits_are_those_of_transformers(bundles: BundleFactory, variant: str) -> None:
     exported = bundles(num_layers=4, **VARIANTS[variant])
-    reference = ReferenceLlava(exported.checkpoint)
+    reference = ReferenceVlm(exported.checkpoint)
 
     assert largest_logit_error(exported.bundle, reference) <= LOGITS_TOLERANCE
 
@@ -106,18 +107,27 @@ def test_unpruned_logits_are_those_of_transformers(bundles: BundleFactory, varia
 def test_unpruned_logits_of_the_shipped_model(bundles: BundleFactory, opset: str) -> None:
     recipe = msgspec.structs.replace(load_recipe("scene-vlm"), opset=opset)
     exported = bundles.export(CHECKPOINT, recipe=recipe)
-    reference = ReferenceLlava(exported.checkpoint)
+    reference = ReferenceVlm(exported.checkpoint)
 
     assert largest_logit_error(exported.bundle, reference) <= LOGITS_TOLERANCE
 
 
 @pytest.mark.parametrize(
     "variant",
-    ["clip-llama", "siglip-mistral", "clip-qwen2", "biases", "one-key-head", "tied", "gelu-mlp"],
+    [
+        "clip-llama",
+        "siglip-mistral",
+        "clip-qwen2",
+        "siglip-qwen3",
+        "biases",
+        "one-key-head",
+        "tied",
+        "gelu-mlp",
+    ],
 )
 def test_the_older_operators_compute_the_same(bundles: BundleFactory, variant: str) -> None:
     exported = bundles(num_layers=4, recipe=ExportRecipe(opset="18"), **VARIANTS[variant])
-    reference = ReferenceLlava(exported.checkpoint)
+    reference = ReferenceVlm(exported.checkpoint)
 
     assert largest_logit_error(exported.bundle, reference) <= LOGITS_TOLERANCE
 
@@ -129,7 +139,7 @@ def test_logits_do_not_depend_on_the_split(
     exported = bundles(num_layers=4, recipe=ExportRecipe(stages=stages, prune="fastv"))
     assert len(exported.bundle.decoders) == len(stages) + 1
 
-    reference = ReferenceLlava(exported.checkpoint)
+    reference = ReferenceVlm(exported.checkpoint)
     assert largest_logit_error(exported.bundle, reference) <= LOGITS_TOLERANCE
 
 
@@ -141,7 +151,7 @@ def test_fp16_logits_are_near_those_of_float32(
     options = {"dtype": torch.float16, **VARIANTS[variant]}
     recipe = ExportRecipe(precision="fp16", opset=opset)
     exported = bundles(num_layers=4, recipe=recipe, **options)
-    reference = ReferenceLlava(exported.checkpoint)
+    reference = ReferenceVlm(exported.checkpoint)
 
     assert largest_logit_error(exported.bundle, reference) <= LOGITS_TOLERANCE_FP16
 
@@ -149,7 +159,7 @@ def test_fp16_logits_are_near_those_of_float32(
 def test_fp16_logits_of_the_shipped_model(bundles: BundleFactory) -> None:
     recipe = msgspec.structs.replace(load_recipe("scene-vlm"), precision="fp16")
     exported = bundles.export(CHECKPOINT, recipe=recipe)
-    reference = ReferenceLlava(exported.checkpoint)
+    reference = ReferenceVlm(exported.checkpoint)
 
     for image, prompt in scene_questions(3):
         error = largest_logit_error(exported.bundle, reference, image=image, prompt=prompt)
@@ -159,7 +169,7 @@ def test_fp16_logits_of_the_shipped_model(bundles: BundleFactory) -> None:
 @pytest.mark.parametrize("vision", ["clip", "siglip"])
 def test_visual_tokens_of_several_images(bundles: BundleFactory, vision: str) -> None:
     exported = bundles(num_layers=4, vision=vision, text="llama")
-    reference = ReferenceLlava(exported.checkpoint)
+    reference = ReferenceVlm(exported.checkpoint)
     inputs = reference.prepare(random_images(3), "compare")
     with torch.no_grad():
         expected = reference.model.get_image_features(inputs["pixel_values"]).pooler_output
@@ -170,7 +180,7 @@ def test_visual_tokens_of_several_images(bundles: BundleFactory, vision: str) ->
 
 
 def test_reference_without_pruning_is_transformers(bundles: BundleFactory) -> None:
-    reference = ReferenceLlava(bundles.checkpoint(num_layers=4))
+    reference = ReferenceVlm(bundles.checkpoint(num_layers=4))
     inputs = reference.prepare(random_images(2), "what differs ?")
 
     run = reference.run(inputs, None, max_new_tokens=8, stop_at_end=False)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from support.images import random_images, scene_questions
-from support.reference import ReferenceLlava, ReferencePruning
+from support.reference import ReferencePruning, ReferenceVlm
 from support.shipped import CHECKPOINT
 
 from feather_edge import Session
@@ -51,7 +51,7 @@ class Pair:
     """The same checkpoint twice: as a session of its bundle and as the torch reference."""
 
     session: Session
-    reference: ReferenceLlava
+    reference: ReferenceVlm
 
     def run(
         self,
@@ -104,17 +104,17 @@ def open_pair(exported: Exported) -> Pair:
     backend = OnnxRuntimeBackend(device="cpu", num_threads=1)
     return Pair(
         session=Session.open(exported.bundle, backend=backend),
-        reference=ReferenceLlava(exported.checkpoint),
+        reference=ReferenceVlm(exported.checkpoint),
     )
 
 
-TEXTS = ("llama", "mistral", "qwen2")
+TEXTS = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @pytest.fixture(scope="module", params=TEXTS)
 def tiny(request: pytest.FixtureRequest, bundles: BundleFactory) -> Pair:
     """Sixty-four visual tokens, six layers, pruned before layers 2 and 4."""
-    vision = "siglip" if request.param == "qwen2" else "clip"
+    vision = "siglip" if request.param.startswith("qwen") else "clip"
     exported = bundles(
         text=request.param,
         vision=vision,

@@ -9,6 +9,7 @@ import pytest
 from support.images import random_images
 
 from feather_edge import Pruning, Region, Session
+from feather_edge.images import load_image
 from feather_edge.recipes import ExportRecipe
 from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from feather_edge.runtime.regions import overlapping_tokens
@@ -32,13 +33,14 @@ def test_regions_hold_in_the_graph_and_on_the_host(
     session: Session, criterion: str, selection: str, num_images: int
 ) -> None:
     images = random_images(num_images, seed=1)
-    height, width = images[-1].shape[:2]
+    picture = load_image(images[-1])
+    width, height = picture.size
     regions = [
         Region(box=(width / 2, height / 2, width / 2 + 3, height / 2 + 3), image=num_images),
         Region(box=(0, height * 2 / 3, width, height), rule="forbid", image=num_images),
     ]
     protected, forbidden = (
-        overlapping_tokens(region, (width, height), session.bundle.manifest.image)
+        overlapping_tokens(region, session.bundle.manifest.image.prepare([picture]).rasters[0])
         for region in regions
     )
     pruning = Pruning(criterion=criterion, selection=selection)

@@ -96,12 +96,10 @@ class ChainRunner:
         """Run a prompt; returns logits [V] and what each stage did."""
         image = self._bundle.manifest.image
         is_visual = prompt_ids == image.token_id
+        height, width = image.grid
         # A span starts at a placeholder whose neighbour is none, or where an image is full.
-        places = np.flatnonzero(is_visual)[:: image.grid_height * image.grid_width]
-        spans = [
-            VisualSpan(start=int(place), height=image.grid_height, width=image.grid_width)
-            for place in places
-        ]
+        places = np.flatnonzero(is_visual)[:: height * width]
+        spans = [VisualSpan(start=int(place), height=height, width=width) for place in places]
         embeds = self._embeddings[prompt_ids]
         embeds[is_visual] = self.image_features(pixel_values)
         self._chain = DecoderChain(

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CHATML_TEMPLATE", "VICUNA_TEMPLATE", "tiny_llava", "tiny_tokenizer"]
 
-Vision = Literal["clip", "siglip"]
-Text = Literal["llama", "mistral", "qwen2"]
+Vision = Literal["clip", "siglip", "dinov2", "vit"]
+Text = Literal["llama", "mistral", "qwen2", "qwen3"]
 
 IMAGE_TOKEN = "<image>"  # noqa: S105 - a token of the tokenizer, no secret
 
@@ -58,7 +58,7 @@ _CORPUS = [
 
 def tiny_tokenizer(text: Text) -> transformers.PreTrainedTokenizerFast:
     """A trained BPE tokenizer: llama-like (metaspace, byte fallback, BOS) or qwen2-like."""
-    if text == "qwen2":
+    if text.startswith("qwen"):
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
@@ -90,7 +90,7 @@ def tiny_tokenizer(text: Text) -> transformers.PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(_CORPUS, trainer)
     tokenizer = _without_byte_specials(tokenizer)
-    if text != "qwen2":
+    if not text.startswith("qwen"):
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
         )
@@ -130,8 +130,8 @@ def tiny_llava(
 
     Args:
         folder: Where the checkpoint is written; created if absent.
-        vision: Vision encoder: CLIP (class token dropped) or SigLIP (no class token).
-        text: Decoder family; qwen2 comes with a ChatML template, the others with a Vicuna one.
+        vision: Vision encoder: SigLIP has no class token, of the others it is dropped.
+        text: Decoder family; the Qwens come with a ChatML template, the others with a Vicuna one.
         num_layers: Decoder layers.
         image_size: Side of the square image, pixels.
         patch_size: Side of a patch, pixels; (image_size // patch_size) ** 2 visual tokens.
@@ -152,7 +152,7 @@ def tiny_llava(
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         image_seq_length=(image_size // patch_size) ** 2,
         **{
-            "vision_feature_select_strategy": "default" if vision == "clip" else "full",
+            "vision_feature_select_strategy": "full" if vision == "siglip" else "default",
             "tie_word_embeddings": text_overrides.get("tie_word_embeddings", False),
             **(llava_overrides or {}),
         },
@@ -183,6 +183,10 @@ def _vision_config(
     }
     if vision == "clip":
         return transformers.CLIPVisionConfig(**{"projection_dim": 32, **fields})
+    if vision == "dinov2":
+        return transformers.Dinov2Config(**fields)
+    if vision == "vit":
+        return transformers.ViTConfig(**fields)
     return transformers.SiglipVisionConfig(**fields)
 
 
@@ -209,6 +213,7 @@ def _text_config(
         "llama": transformers.LlamaConfig,
         "mistral": transformers.MistralConfig,
         "qwen2": transformers.Qwen2Config,
+        "qwen3": transformers.Qwen3Config,
     }
     return kinds[text](**fields)
 
@@ -235,19 +240,19 @@ def _save_processor(
     text: Text,
 ) -> None:
     side = config.vision_config.image_size
-    if vision == "clip":
+    if vision == "siglip":
+        image_processor = SiglipImageProcessorPil(size={"height": side, "width": side})
+    else:
         image_processor = CLIPImageProcessorPil(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
         )
-    else:
-        image_processor = SiglipImageProcessorPil(size={"height": side, "width": side})
     processor = transformers.LlavaProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
         patch_size=config.vision_config.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=1 if vision == "clip" else 0,
-        chat_template=CHATML_TEMPLATE if text == "qwen2" else VICUNA_TEMPLATE,
+        num_additional_image_tokens=0 if vision == "siglip" else 1,
+        chat_template=CHATML_TEMPLATE if text.startswith("qwen") else VICUNA_TEMPLATE,
     )
     processor.save_pretrained(folder)
     image_processor.save_pretrained(folder)  # preprocessor_config.json, the older layout

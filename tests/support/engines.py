@@ -8,7 +8,8 @@ from feather_edge.checkpoint.preprocessing import PreprocessConfig
 from feather_edge.engine_record import OptimizationProfile, ShapeRange
 from feather_edge.engines.jobs import EngineJob
 from feather_edge.graphs import DecoderShape, decoder_spec, vision_encoder_spec
-from feather_edge.manifest import BundleManifest, ImageSpec, Rotary
+from feather_edge.images import RasterImages
+from feather_edge.manifest import BundleManifest, Rotary
 from feather_edge.pruning import PruningSchedule
 
 if TYPE_CHECKING:
@@ -59,11 +60,10 @@ def manifest_of(
         max_positions=max_positions,
         eos_token_ids=(2,),
         max_new_tokens=None,
-        image=ImageSpec(
-            token_id=4, grid_height=grid[0], grid_width=grid[1], preprocess=preprocess
-        ),
+        image=RasterImages(token_id=4, grid=grid, preprocess=preprocess),
         graphs=(vision, *decoders),
         files={},
+        sha256="",
     )
 
 

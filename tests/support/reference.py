@@ -1,6 +1,7 @@
-"""A pruned LLaVA run on transformers' own modules: the reference of the parity tests.
+"""A pruned run of a VLM on transformers' own modules: the reference of the parity tests.
 
-It shares no code with the package. Decoder layers of transformers run one by one, eager attention,
+``ReferenceVlm`` is the whole of it for LLaVA; other families override what they do otherwise. It
+shares no code with the package. Decoder layers of transformers run one by one, eager attention,
 float32; hooks catch the queries and keys before rotary embedding; between layers the reference
 itself drops hidden states, positions and masks. Slow and obvious.
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["ReferenceLlava", "ReferencePruning", "ReferenceRun", "ReferenceStage"]
+__all__ = ["ReferencePruning", "ReferenceRun", "ReferenceStage", "ReferenceVlm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +81,21 @@ class _Rows:
     visual: torch.Tensor
 
 
-class ReferenceLlava:
-    """A LLaVA checkpoint in float32, run layer by layer."""
+class ReferenceVlm:
+    """A checkpoint in float32, run layer by layer."""
 
     def __init__(self, folder: Path) -> None:
-        self.model = transformers.LlavaForConditionalGeneration.from_pretrained(
+        self.model = transformers.AutoModelForImageTextToText.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
         ).eval()
         self.processor = transformers.AutoProcessor.from_pretrained(folder)
         self.decoder = self.model.model.language_model
+
+    def grids(self, inputs: dict[str, torch.Tensor]) -> list[tuple[int, int]]:
+        """Return (height, width) of each raster of visual tokens, in the order of the prompt."""
         config = self.model.config.vision_config
-        self.grid_side = config.image_size // config.patch_size
+        side = config.image_size // config.patch_size
+        return [(side, side)] * len(inputs.get("pixel_values", ()))
 
     def prepare(self, images: list[Any], prompt: str) -> dict[str, torch.Tensor]:
         """Return input_ids [1,S] and, with images, pixel_values [N,3,H,W] of one user turn."""
@@ -121,13 +126,13 @@ class ReferenceLlava:
         run = ReferenceRun()
         cache = transformers.DynamicCache()
         rows = self._embed(inputs)
-        length = rows.hidden.shape[1]
+        length, grids = rows.hidden.shape[1], self.grids(inputs)
         if pruning is not None and pruning.pre_kept is not None:
             rows = _only(rows, set(pruning.pre_kept))
         captured: dict[str, torch.Tensor] = {}
         for layer in range(len(self.decoder.layers)):
             if pruning is not None and layer in pruning.stages:
-                rows, stage = self._prune(rows, captured, pruning, layer)
+                rows, stage = self._prune(rows, captured, pruning, layer, grids)
                 run.stages.append(stage)
             with self._captured_projections(layer) as captured:
                 rows.hidden = self._layer(layer, rows.hidden, rows.positions, cache)
@@ -185,14 +190,17 @@ class ReferenceLlava:
 
     @contextmanager
     def _captured_projections(self, layer: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Catch the outputs of q_proj and k_proj [S, heads * Dh] while the layer runs."""
+        """Catch queries and keys before rotary embedding, [S, heads * Dh], as the layer runs."""
         captured: dict[str, torch.Tensor] = {}
         attention = self.decoder.layers[layer].self_attn
+        last = "norm" if hasattr(attention, "q_norm") else "proj"
         hooks = [
-            getattr(attention, name).register_forward_hook(
-                lambda _module, _args, output, name=name: captured.__setitem__(name, output[0])
+            getattr(attention, f"{part}_{last}").register_forward_hook(
+                lambda _module, _args, output, part=part: captured.__setitem__(
+                    part, output[0].flatten(1)
+                )
             )
-            for name in ("q_proj", "k_proj")
+            for part in ("q", "k")
         ]
         yield captured
         for hook in hooks:
@@ -203,8 +211,9 @@ class ReferenceLlava:
     ) -> torch.Tensor:
         """Attention [S] of the last row, mean over heads; zero where the softmax does not look."""
         attention = self.decoder.layers[layer].self_attn
-        query = captured["q_proj"].unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
-        key = captured["k_proj"].unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
+        query, key = (
+            captured[part].unflatten(-1, (-1, attention.head_dim)).transpose(0, 1) for part in "qk"
+        )
         if method not in {"feather", "ivc"}:
             rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
             cos, sin = self.decoder.rotary_emb(rows.hidden, position_ids=rows.positions)
@@ -224,33 +233,40 @@ class ReferenceLlava:
         captured: dict[str, torch.Tensor],
         pruning: ReferencePruning,
         layer: int,
+        grids: list[tuple[int, int]],
     ) -> tuple[_Rows, ReferenceStage]:
         by_row = self._scores(rows, captured, pruning.method, layer - 1)
         scores = {int(v): float(s) for v, s in zip(rows.visual, by_row, strict=True) if v >= 0}
-        per_image = self.grid_side**2
         kept: list[int] = []
-        gaps = [math.inf]
-        for image in range((max(scores, default=-1) // per_image) + 1):
-            first = image * per_image
-            alive = {v - first: s for v, s in scores.items() if first <= v < first + per_image}
+        gaps, first = [math.inf], 0
+        for grid in grids:
+            total = math.prod(grid)
+            alive = {v - first: s for v, s in scores.items() if first <= v < first + total}
             row = next(row for row, v in enumerate(rows.visual.tolist()) if v - first in alive)
             start = int(rows.positions[0, row] - rows.visual[row]) + first
-            chosen, gap = self._choose(alive, pruning, pruning.stages.index(layer), start)
+            stage_index = pruning.stages.index(layer)
+            chosen, gap = self._choose(alive, pruning, stage_index, start, grid)
             kept += [first + place for place in chosen]
             gaps.append(gap)
+            first += total
         stage = ReferenceStage(
             before_layer=layer, kept=sorted(kept), scores=scores, cut_gap=min(gaps)
         )
         return _only(rows, set(kept)), stage
 
     def _choose(
-        self, alive: dict[int, float], pruning: ReferencePruning, stage: int, start: int
+        self,
+        alive: dict[int, float],
+        pruning: ReferencePruning,
+        stage: int,
+        start: int,
+        grid: tuple[int, int],
     ) -> tuple[list[int], float]:
-        """Choose among one image's tokens, raster place -> score; return places and the gap.
+        """Choose among one raster's tokens, place -> score; return places and the gap.
 
-        The image's first token is at position ``start`` of the prompt.
+        The raster's first token is at position ``start`` of the prompt.
         """
-        side, total = self.grid_side, self.grid_side**2
+        width, total = grid[1], math.prod(grid)
         ratios = pruning.keep_ratio
         ratio = ratios[0] if len(ratios) == 1 else ratios[stage]
         if pruning.method == "pyramiddrop" and len(ratios) == 1:
@@ -265,14 +281,17 @@ class ReferenceLlava:
             if len(ratios) == 1:
                 count = max(1, math.floor(ratio**2 * len(alive) + 1e-6))
             return _best(alive, min(count, len(alive)))
-        steps = range(0, side, pruning.stride) if pruning.stride else ()
-        grid = {y * side + x for y in steps for x in steps}
+        step = pruning.stride
+        uniform = {
+            place for place in range(total)
+            if step and place // width % step == 0 and place % width % step == 0
+        }  # fmt: skip
         if pruning.selection == "union":
             best, gap = _best(alive, count)
-            return sorted({*best, *grid}), gap
+            return sorted({*best, *uniform}), gap
         if len(ratios) == 1:  # as many as the union has on average
-            count = min(total, round(count + len(grid) * (1 - count / total)))
-        return _best_with(grid, alive, count)
+            count = min(total, round(count + len(uniform) * (1 - count / total)))
+        return _best_with(uniform, alive, count)
 
     def _coordinates(self, start: int, total: int) -> set[int]:
         """Return places whose position has the largest sums of cosines or of sines."""

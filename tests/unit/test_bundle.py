@@ -5,6 +5,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.sealing import edit_manifest
 
 from feather_edge.bundle import Bundle, staging_folder
 from feather_edge.errors import BundleError
@@ -12,7 +13,6 @@ from feather_edge.manifest import MANIFEST_FILE
 from feather_edge.recipes import ExportRecipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from support.bundles import BundleFactory
@@ -23,12 +23,6 @@ def folder(bundles: BundleFactory, tmp_path: Path) -> Path:
     """A bundle of one's own, to be broken."""
     source = bundles(num_layers=4, recipe=ExportRecipe(stages=(1, 3))).bundle.path
     return shutil.copytree(source, tmp_path / "bundle")
-
-
-def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    manifest = json.loads((folder / MANIFEST_FILE).read_text())
-    change(manifest)
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
 
 
 def refuses(folder: Path, message: str) -> None:
@@ -121,11 +115,112 @@ def test_file_outside_the_bundle(folder: Path, name: str) -> None:
     refuses(folder, f"names a file outside itself: '{name}'")
 
 
-def test_graph_that_is_not_listed(folder: Path) -> None:
+def test_graphs_that_are_not_those_of_the_schedule(folder: Path) -> None:
     edit_manifest(folder, lambda m: m["graphs"].pop())
 
-    with pytest.raises(BundleError, match="lists no graph 'decoder_2'; export it again"):
-        _ = Bundle.open(folder).decoders
+    refuses(folder, "lists the graphs vision_encoder, decoder_0, decoder_1, but its stages make")
+
+
+def test_a_form_without_a_file(folder: Path) -> None:
+    edit_manifest(folder, lambda m: m["files"].pop("onnx/decoder_1.opset18.onnx"))
+    (folder / "onnx" / "decoder_1.opset18.onnx").unlink()
+
+    refuses(folder, "lists no file onnx/decoder_1.opset18.onnx; export it again")
+
+
+def test_a_manifest_that_was_edited(folder: Path) -> None:
+    file = folder / MANIFEST_FILE
+    file.write_text(file.read_text().replace('"theta": 10000.0', '"theta": 10001.0'))
+
+    refuses(folder, r"manifest.json is not as it was written \(its SHA-256 differs\)")
+
+
+def test_a_manifest_may_be_laid_out_anew(folder: Path) -> None:
+    file = folder / MANIFEST_FILE
+    file.write_text(json.dumps(json.loads(file.read_text())))
+
+    Bundle.open(folder)
+
+
+def test_a_file_edited_at_its_size(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+
+    refuses(folder, "tokenizer.json is not the file that was exported")
+
+
+def test_large_files_are_hashed_when_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feather_edge.bundle.HASHED_BYTES", 10_000)
+    file = folder / "onnx" / "decoder_1.onnx_data"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    bundle = Bundle.open(folder)
+    assert bundle.check_files() == sum(r.num_bytes for r in bundle.manifest.files.values())
+
+    file.write_bytes(content)
+    bundle = Bundle.open(folder)
+    with pytest.raises(BundleError, match=r"decoder_1.onnx_data is not the file that was expor"):
+        bundle.check_files()
+
+
+def test_a_file_that_nothing_accounts_for(folder: Path) -> None:
+    (folder / "onnx" / "notes.txt").write_text("x")
+
+    refuses(folder, r"notes.txt is no part of the bundle: its manifest does not list it; move it")
+
+
+def test_what_commands_add_is_no_surprise(folder: Path) -> None:
+    (folder / "engines" / "rtx").mkdir(parents=True)
+    (folder / "engines" / "rtx" / "decoder_0.engine").write_text("x")
+
+    Bundle.open(folder)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_links_out_of_the_bundle(folder: Path, kind: str) -> None:
+    outside = folder.parent / "outside"
+    if kind == "file":
+        shutil.move(folder / "tokenizer.json", outside)
+        (folder / "tokenizer.json").symlink_to(outside)
+    else:
+        shutil.move(folder / "onnx", outside)
+        (folder / "onnx").symlink_to(outside)
+
+    refuses(folder, "names a file outside itself")
+
+
+def test_a_link_to_the_bundle_is_the_bundle(folder: Path) -> None:
+    (folder.parent / "link").symlink_to(folder)
+
+    Bundle.open(folder.parent / "link")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ('"format_version": 1', '"format_version": 1, "format_version": 1', "stands twice in one"),
+        ("10000.0", "NaN", "it holds NaN; numbers must be finite"),
+        ("10000.0", "1e999", "it holds 1e999; numbers must be finite"),
+        ('"num_layers": 4', f'"num_layers": {10**30}', "integers must be at most 2"),
+        ('"num_layers": 4', f'"num_layers": {"[" * 10**5}', "it is nested too deep"),
+    ],
+)
+def test_json_that_is_not_strict(folder: Path, before: str, after: str, message: str) -> None:
+    file = folder / MANIFEST_FILE
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after, 1))
+
+    refuses(folder, f"is not a valid manifest: .*{message}")
+
+
+def test_a_manifest_of_absurd_size(folder: Path) -> None:
+    with (folder / MANIFEST_FILE).open("ab") as stream:
+        stream.truncate(2**30)
+
+    refuses(folder, "it has 1073741824 bytes; at most 16777216 are read")
 
 
 # -- writing ----------------------------------------------------------------------------------

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.fake_engines import TARGET, bundle_with_engines
 
 from feather_edge import __version__, _probes, doctor
-from feather_edge.doctor import Examined
+from feather_edge.doctor import Examined, Loading
+from feather_edge.recipes import ExportRecipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from support.bundles import BundleFactory
+
+PLATFORMS = Path(__file__).parents[1] / "support" / "platforms"
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
@@ -27,8 +34,9 @@ def probed(monkeypatch: pytest.MonkeyPatch, **failures: str) -> None:
     monkeypatch.setattr(doctor, "_probe", found.get)
 
 
-def backend(name: str, device: str) -> Examined:
-    (found,) = [b for b in doctor.examine().backends if (b.name, b.device) == (name, device)]
+def backend(name: str, device: str, *, root: Path = Path("/")) -> Examined:
+    report = doctor.examine(root=root)
+    (found,) = [b for b in report.backends if (b.name, b.device) == (name, device)]
     return found
 
 
@@ -81,13 +89,64 @@ def test_an_installed_library_without_an_adapter_does_not_work(
 
 def test_tensorrt_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    found = backend("tensorrt", "cuda")
+    probed(monkeypatch)
+    found = backend("tensorrt", "cuda", root=PLATFORMS / "jetpack6")
     assert found.state == "missing"
     assert found.remedy == (
-        "pip install 'feather-edge[tensorrt]'; on a Jetson JetPack has it: python3 -m venv "
-        "--system-site-packages"
+        "the system has TensorRT 10.3.0.30, which this virtual environment does not see: "
+        "python3 -m venv --system-site-packages"
     )
     assert backend("tensorrt-rtx", "cuda").remedy == "pip install 'feather-edge[rtx]'"
+
+
+def test_a_tensorrt_that_does_not_fit_jetpack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    installed(monkeypatch, tensorrt="10.13.3")
+    probed(monkeypatch)
+    found = backend("tensorrt", "cuda", root=PLATFORMS / "jetpack6")
+    assert found.state == "mismatched"
+    assert "JetPack 6.2 has 10.3.0.30: pip uninstall tensorrt" in (found.remedy or "")
+
+
+# A bundle.
+
+
+def test_a_bundle_that_loads(bundles: BundleFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = bundles(num_layers=2, recipe=ExportRecipe(stages=(1,), opset="23")).bundle.path
+    _probes.load_bundle(str(path))
+    monkeypatch.setattr(doctor, "_probe", lambda *_: None)
+    assert doctor.examine(path).bundle == (
+        Loading(backend="onnxruntime", target=None, failure=None),
+    )
+
+
+def test_a_bundle_that_does_not_load(tmp_path: Path) -> None:
+    (loading,) = doctor.examine(tmp_path / "none").bundle
+    assert loading.failure is not None
+    assert loading.failure.startswith(f"{tmp_path / 'none'} is not a bundle")
+
+
+@pytest.mark.usefixtures("trt")
+def test_engines_are_loaded_for_every_target(
+    bundles: BundleFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = bundles(num_layers=4, recipe=ExportRecipe(stages=(1, 3), precision="fp16"))
+    bundle = bundle_with_engines(exported.bundle, tmp_path / "bundle")
+    tried: list[tuple[str, ...]] = []
+    monkeypatch.setattr(doctor, "_probe", lambda *arguments: tried.append(arguments))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+
+    loadings = doctor.examine(bundle.path).bundle
+
+    assert [(each.backend, each.target) for each in loadings] == [
+        ("onnxruntime", None), ("tensorrt", TARGET),
+    ]  # fmt: skip
+    assert ("engines", str(bundle.path), "tensorrt", TARGET) in tried
+    _probes.load_engines(str(bundle.path), "tensorrt", TARGET)
+    (bundle.path / "engines" / TARGET / "vision_encoder.json").unlink()
+    assert "has no engine of vision_encoder" in (
+        doctor.examine(bundle.path).bundle[1].failure or ""
+    )
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])

@@ -1,4 +1,4 @@
-"""The decoder segment of Llama and its relatives (Mistral, Qwen2): layers, score, head.
+"""The decoder segment of Llama and its relatives (Mistral, Qwen2, Qwen3): layers, score, head.
 
 Letters as in ``feather_edge.graphs``: B, S, T, D, H query heads, Hkv, Dh, F width of the MLP.
 About 22 nodes a layer: norm, qkv, split, two rotations, two cache joins, attention, output, and a
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from feather_edge.checkpoint.config import TextConfig
+    from feather_edge.checkpoint.text_config import TextConfig
     from feather_edge.export.builder import GraphBuilder
 
 FROM_LAST = np.iinfo(np.int64).max
@@ -165,6 +165,17 @@ def _project_qkv(
         outputs=["query", "key", "value"],
         axis=1,
     )
+    if text.has_qk_norm:
+        query, key = (
+            g.dialect.rms_norm(
+                g,
+                x,
+                g.weight(f"{prefix}.{part}_norm.weight", shape=(width,)),
+                eps=text.rms_norm_eps,
+                name=f"{part}_norm",
+            )
+            for part, x in (("q", query), ("k", key))
+        )
     return query, key, value
 
 

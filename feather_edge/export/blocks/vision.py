@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from feather_edge.checkpoint.config import VisionConfig
+    from feather_edge.checkpoint.vision_config import VisionConfig
     from feather_edge.export.builder import GraphBuilder
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from feather_edge.errors import UnsupportedModelError
 
@@ -18,15 +20,35 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from feather_edge.checkpoint.config import TextConfig, VisionConfig
     from feather_edge.checkpoint.reader import Checkpoint
+    from feather_edge.checkpoint.text_config import TextConfig
     from feather_edge.export.builder import GraphBuilder
     from feather_edge.export.weights import Weights
     from feather_edge.graphs import DType, GraphSpec
-    from feather_edge.manifest import ImageSpec
+    from feather_edge.images import ImageSpec
 
 FAMILIES = ("llava",)
-"""Supported model types; each is a module of this package with ``read(checkpoint)``."""
+"""Supported model types, each a module of this package with ``INFO`` and ``read(checkpoint)``."""
+
+
+class FamilyInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a family is supported, for people.
+
+    Attributes:
+        model_type: as Hugging Face names the family.
+        examples: checkpoints of the family, by their names on the hub.
+        towers: model types of its vision tower.
+        decoders: model types of its text decoder.
+        images: how a picture becomes visual tokens.
+        limits: what of the family is not supported; empty where nothing is known.
+    """
+
+    model_type: str
+    examples: tuple[str, ...]
+    towers: tuple[str, ...]
+    decoders: tuple[str, ...]
+    images: str
+    limits: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +57,6 @@ class FamilyModel:
 
     Attributes:
         text: the decoder.
-        vision: the vision tower.
         weights: the tensors under canonical names: ``text.``, ``vision.``, ``projector.``, and
             ``lm_head.weight``.
         image: what the runtime must know of images: placeholder, grid, preprocessing.
@@ -44,7 +65,6 @@ class FamilyModel:
     """
 
     text: TextConfig
-    vision: VisionConfig
     weights: Weights
     image: ImageSpec
     write_vision_encoder: Callable[[GraphBuilder], ir.Model]
@@ -64,6 +84,14 @@ def read_family(checkpoint: Checkpoint) -> FamilyModel:
             f"model_type {model_type!r} of {checkpoint.path} is not supported; "
             f"supported are {', '.join(FAMILIES)}"
         )
-    family = importlib.import_module(f"feather_edge.export.families.{model_type}")
-    model: FamilyModel = family.read(checkpoint)
+    model: FamilyModel = _module(str(model_type)).read(checkpoint)
     return model
+
+
+def family_infos() -> tuple[FamilyInfo, ...]:
+    """Return what is supported of each family, in the order of ``FAMILIES``."""
+    return tuple(_module(model_type).INFO for model_type in FAMILIES)
+
+
+def _module(model_type: str) -> Any:
+    return importlib.import_module(f"feather_edge.export.families.{model_type}")

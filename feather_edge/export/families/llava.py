@@ -8,26 +8,46 @@ towers without a class token.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from feather_edge.checkpoint.config import text_config, vision_config
 from feather_edge.checkpoint.preprocessing import read_preprocess_config
+from feather_edge.checkpoint.text_config import TextModelType, text_config
+from feather_edge.checkpoint.vision_config import (
+    VisionConfig,
+    VisionModelType,
+    is_known_tower,
+    vision_config,
+)
 from feather_edge.errors import CheckpointError, UnsupportedModelError
 from feather_edge.export.blocks.vision import vision_tower
-from feather_edge.export.families import FamilyModel
+from feather_edge.export.families import FamilyInfo, FamilyModel
 from feather_edge.export.operators import activation, linear
+from feather_edge.export.traced_tower import tower_shape, traced_tower
 from feather_edge.export.weights import Weights
 from feather_edge.graphs import vision_encoder_spec
-from feather_edge.manifest import ImageSpec
+from feather_edge.images import RasterImages
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from feather_edge.checkpoint.config import TextConfig, VisionConfig
     from feather_edge.checkpoint.preprocessing import PreprocessConfig
     from feather_edge.checkpoint.reader import Checkpoint
+    from feather_edge.checkpoint.text_config import TextConfig
+    from feather_edge.checkpoint.vision_config import TowerShape
     from feather_edge.export.builder import GraphBuilder
     from feather_edge.graphs import DType, GraphSpec
+
+INFO = FamilyInfo(
+    model_type="llava",
+    examples=("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-interleave-qwen-0.5b-hf"),
+    towers=get_args(VisionModelType),
+    decoders=get_args(TextModelType),
+    images="one raster for each picture, resized or padded to one size",
+    limits="another tower is traced, for which the extra torch is needed",
+)
+
+WITH_CLASS_TOKEN = {"clip_vision_model": True, "siglip_vision_model": False}
+"""Whether a known tower's rows begin with a class token, which "default" drops."""
 
 PREFIXES = (
     # transformers up to 4.51 and 5.x save the first form, 4.52 to 4.57 the second.
@@ -47,13 +67,15 @@ PREFIXES = (
 def read(checkpoint: Checkpoint) -> FamilyModel:
     """Return a LLaVA checkpoint as a ``FamilyModel``; see ``families.read_family``."""
     raw = checkpoint.config
-    text, vision = text_config(raw), vision_config(raw)
+    text, vision = text_config(raw), _tower(raw)
     strategy = raw.get("vision_feature_select_strategy", "default")
     if strategy not in {"default", "full"}:
         raise CheckpointError(
             f"vision_feature_select_strategy is {strategy!r}; it must be default or full"
         )
-    if (vision.model_type == "clip_vision_model") != (strategy == "default"):
+    if vision.model_type in WITH_CLASS_TOKEN and WITH_CLASS_TOKEN[vision.model_type] != (
+        strategy == "default"
+    ):
         raise UnsupportedModelError(
             f"vision_feature_select_strategy {strategy!r} with a {vision.model_type} does not "
             f"give a raster of visual tokens; supported are default with clip_vision_model and "
@@ -61,25 +83,33 @@ def read(checkpoint: Checkpoint) -> FamilyModel:
         )
     layers = _feature_layers(raw, vision)
     side = vision.image_size // vision.patch_size
+    weights = Weights(checkpoint, PREFIXES)
     return FamilyModel(
         text=text,
-        vision=vision,
-        weights=Weights(checkpoint, PREFIXES),
-        image=ImageSpec(
+        weights=weights,
+        image=RasterImages(
             token_id=_image_token_id(raw),
-            grid_height=side,
-            grid_width=side,
+            grid=(side, side),
             preprocess=_preprocess(checkpoint, vision),
         ),
         write_vision_encoder=partial(
-            _write_vision_encoder, raw=raw, text=text, vision=vision, feature_layers=layers
+            _write_vision_encoder,
+            raw=raw,
+            text=text,
+            vision=vision,
+            weights=weights,
+            feature_layers=layers,
         ),
         vision_spec=partial(_vision_spec, vision, text),
     )
 
 
+def _tower(raw: dict[str, Any]) -> TowerShape:
+    return vision_config(raw) if is_known_tower(raw) else tower_shape(raw)
+
+
 def _vision_spec(
-    vision: VisionConfig, text: TextConfig, dtype: DType, opsets: tuple[int, ...]
+    vision: TowerShape, text: TextConfig, dtype: DType, opsets: tuple[int, ...]
 ) -> GraphSpec:
     return vision_encoder_spec(
         num_channels=vision.num_channels,
@@ -95,20 +125,25 @@ def _write_vision_encoder(
     *,
     raw: dict[str, Any],
     text: TextConfig,
-    vision: VisionConfig,
+    vision: TowerShape,
+    weights: Weights,
     feature_layers: list[int],
 ) -> ir.Model:
-    states = vision_tower(g, g.inputs["pixel_values"], vision, feature_layers=feature_layers)
+    pixels = g.inputs["pixel_values"]
+    if isinstance(vision, VisionConfig):
+        states = vision_tower(g, pixels, vision, feature_layers=feature_layers)
+    else:
+        with g.scope("traced_tower"):
+            states = traced_tower(g, pixels, raw, weights, feature_layers=feature_layers)
     features = (
         states[0] if len(states) == 1 else g.op("Concat", *states, name="feature_layers", axis=-1)
     )
-    if vision.model_type == "clip_vision_model":
-        num_patches = (vision.image_size // vision.patch_size) ** 2
+    if raw.get("vision_feature_select_strategy", "default") == "default":
         features = g.op(
             "Slice",
             features,
             g.ints(1),
-            g.ints(1 + num_patches),
+            g.ints(1 + vision.num_patches),
             g.ints(1),
             name="drop_class_token",
         )
@@ -137,7 +172,7 @@ def _write_vision_encoder(
     return g.model({"image_features": features})
 
 
-def _preprocess(checkpoint: Checkpoint, vision: VisionConfig) -> PreprocessConfig:
+def _preprocess(checkpoint: Checkpoint, vision: TowerShape) -> PreprocessConfig:
     config = read_preprocess_config(checkpoint.path)
     if config.output_size != (vision.image_size, vision.image_size):
         raise CheckpointError(
@@ -148,7 +183,7 @@ def _preprocess(checkpoint: Checkpoint, vision: VisionConfig) -> PreprocessConfi
     return config
 
 
-def _feature_layers(raw: dict[str, Any], vision: VisionConfig) -> list[int]:
+def _feature_layers(raw: dict[str, Any], vision: TowerShape) -> list[int]:
     """Return after how many layers to take features; Hugging Face counts hidden states."""
     given = raw.get("vision_feature_layer", -2)
     layers = []

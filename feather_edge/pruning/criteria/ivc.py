@@ -52,7 +52,7 @@ def coordinate_rows(layout: Layout) -> NDArray[np.bool_]:
         raise RequestError("ivc needs the decoder's rotary frequencies; give them to Layout.full")
     marked = np.zeros(layout.num_rows, np.bool_)
     for number, span in enumerate(layout.spans):
-        positions = np.arange(span.start, span.start + span.num_tokens)
+        positions = span.positions
         angles = positions[:, None] * layout.frequencies.astype(np.float64)  # [n, Dh/2]
         count = keep_count(span.num_tokens, COORDINATE_SHARE)
         places = [top_k(turn(angles).sum(axis=1), count) for turn in (np.cos, np.sin)]

@@ -10,6 +10,7 @@ TEXT_CLASSES = {
     "llama": transformers.LlamaConfig,
     "mistral": transformers.MistralConfig,
     "qwen2": transformers.Qwen2Config,
+    "qwen3": transformers.Qwen3Config,
 }
 VISION_CLASSES = {
     "clip_vision_model": transformers.CLIPVisionConfig,
@@ -254,7 +255,7 @@ def test_unsupported_model_types_list_the_supported_ones():
         text(model_type="gemma")
     assert str(error.value) == (
         "text_config has model_type 'gemma', which is not supported; supported are llama, "
-        "mistral, qwen2"
+        "mistral, qwen2, qwen3"
     )
     with pytest.raises(UnsupportedModelError) as error:
         vision(model_type="pixtral")

@@ -12,8 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from feather_edge.cli import main
+from feather_edge.cli.doctor import describe_platform
 from feather_edge.errors import CheckpointError
 from feather_edge.export import pipeline
+from feather_edge.platform_facts import read_platform
 from feather_edge.pruning import Pruning, Region
 from feather_edge.recipes import ExportRecipe, load_recipe
 from feather_edge.runtime.sampling import Sampling
@@ -288,7 +290,12 @@ def test_inspect_of_nothing_is_one_line(runner: CliRunner) -> None:
 
 
 REPORT = SimpleNamespace(
-    version="0.1.0", python="3.11", platform="Linux, aarch64, glibc 2.35, 6 cores, Jetson Orin",
+    version="0.1.0", python="3.11", platform="Linux, aarch64, glibc 2.35, 6 cores", gpu=None,
+    facts=read_platform(Path(__file__).parents[2] / "support" / "platforms" / "jetpack6"),
+    bundle=(
+        SimpleNamespace(backend="onnxruntime", target=None, failure=None),
+        SimpleNamespace(backend="tensorrt", target="rtx", failure="it does not fit"),
+    ),
     packages={"numpy": "2.0", "openvino": None},
     backends=(
         SimpleNamespace(
@@ -301,10 +308,21 @@ REPORT = SimpleNamespace(
 )  # fmt: skip
 
 
+def test_what_the_platform_says_is_one_line() -> None:
+    said = describe_platform(REPORT)
+    assert said.startswith("board NVIDIA Jetson Orin Nano Engineering Reference Developer Kit")
+    assert said.endswith(
+        ", JetPack 6.2, L4T 36.4.3, CUDA 12.6.11, TensorRT 10.3.0.30, driver 540.4.0, "
+        "GPU sm 8.7, GPU clock now 306 MHz of 1020, power mode 15W, "
+        "memory 5957 of 7619 MiB free, swap 0 MiB"
+    )
+
+
 def test_doctor(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("feather_edge.doctor.examine", lambda: REPORT)
+    monkeypatch.setattr("feather_edge.doctor.examine", lambda _bundle: REPORT)
     assert succeed(runner, "doctor").splitlines() == [
-        "feather-edge 0.1.0, Python 3.11, Linux, aarch64, glibc 2.35, 6 cores, Jetson Orin",
+        "feather-edge 0.1.0, Python 3.11, Linux, aarch64, glibc 2.35, 6 cores",
+        describe_platform(REPORT),
         "",
         "onnxruntime     cuda      missing   pip install 'feather-edge[gpu]'",
         "fake            none      works",
@@ -312,14 +330,20 @@ def test_doctor(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
         "numpy               2.0",
         "openvino            -",
         "",
+        "Bundle: onnxruntime, graphs: loads",
+        "",
+        "Bundle: tensorrt, engines for rtx: it does not fit",
+        "",
         "Note: two builds",
     ]
 
 
 def test_doctor_json(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("feather_edge.doctor._probe", lambda _: None)
+    monkeypatch.setattr("feather_edge.doctor._probe", lambda *_: None)
     document = json.loads(succeed(runner, "doctor", "--json"))
-    assert set(document) == {"version", "python", "platform", "packages", "backends", "notes"}
+    assert set(document) == {
+        "version", "python", "platform", "gpu", "facts", "packages", "backends", "bundle", "notes",
+    }  # fmt: skip
     assert document["backends"][0] == {
         "name": "onnxruntime", "device": "cpu", "state": "works", "remedy": None,
     }  # fmt: skip

@@ -140,8 +140,7 @@ def test_whatever_a_request_may_keep_fits(case: Any) -> None:
     """At the largest ratio, and for small prompts, which are not pruned at all."""
     manifest, schedule, recipe = case
     limits = read_limits(manifest, schedule, recipe)
-    per_image = manifest.image.grid_height * manifest.image.grid_width
-    num_visual = recipe.max_visual_tokens // per_image * per_image
+    num_visual = recipe.max_visual_tokens
     ratio = recipe.max_keep_ratio[0]
     for rows in limits.max_rows[1:]:
         if limits.max_rows[0] < recipe.max_prompt_tokens + num_visual:
@@ -158,8 +157,8 @@ def test_the_tuned_size_is_the_bundles_own_pruning() -> None:
     limits = read_limits(manifest, schedule, EngineRecipe(opt_prompt_tokens=64))
     assert limits.opt_rows[0] == 64 + 196
     assert limits.opt_rows[0] > limits.opt_rows[1] > limits.opt_rows[2] > 64
-    assert limits.max_rows == (512 + 5 * 196,) * 3
-    assert limits.max_images == 5
+    assert limits.max_rows == (512 + 1024,) * 3
+    assert limits.vision == {"num_images": (1, 1, 5)}
 
 
 def test_a_smaller_largest_ratio_saves_memory_in_later_segments() -> None:
@@ -254,7 +253,7 @@ def test_top_k_has_a_limit() -> None:
     def limits(num_kept: int) -> Limits:
         return Limits(
             max_rows=(5000, num_kept), opt_rows=(9, 9), capacity=(6000, 6000), batch=1,
-            max_images=1,
+            vision={"num_images": (1, 1, 1)},
         )  # fmt: skip
 
     check_top_k(limits(MAX_TOP_K))

@@ -8,8 +8,9 @@ from PIL import Image
 
 from feather_edge.checkpoint.preprocessing import PreprocessConfig
 from feather_edge.errors import RequestError
-from feather_edge.evaluate.answers import BoxReader, ViewGeometry, is_same_word
-from feather_edge.runtime.preprocess import model_view
+from feather_edge.evaluate.answers import BoxReader, is_same_word
+from feather_edge.images import ViewGeometry
+from feather_edge.images.pixels import model_view, view_geometry
 
 if TYPE_CHECKING:
     from support.bundles import BundleFactory
@@ -33,7 +34,7 @@ def test_geometry_is_what_preprocessing_does(
     view = np.asarray(model_view(image, config).convert("L")) > 127
     rows, columns = np.nonzero(view)
     seen = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    geometry = ViewGeometry.of(*size, config)
+    geometry = view_geometry(size, config)
     assert geometry.view_size == view.shape[::-1]
     assert np.allclose(geometry.to_view(middle), seen, atol=1)
     assert np.allclose(geometry.to_image(geometry.to_view(middle)), middle)

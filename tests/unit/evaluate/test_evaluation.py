@@ -49,8 +49,8 @@ def test_a_comparison_that_cannot_be(options: dict[str, Any], text: str) -> None
 @pytest.mark.parametrize("ratio", [0.75, 0.5, 0.3, 0.1])
 def test_equal_budgets_cost_the_same_as_feather(bundles: BundleFactory, ratio: float) -> None:
     bundle = bundles(num_layers=4).bundle
-    image = bundle.manifest.image
-    span = VisualSpan(start=2, height=image.grid_height, width=image.grid_width)
+    height, width = bundle.manifest.image.grid
+    span = VisualSpan(start=2, height=height, width=width)
     frequencies = rotary_frequencies(bundle.manifest.rotary)
     layout = Layout.full(span.num_tokens + 9, [span], frequencies=frequencies)
     feather = dataclasses.replace(

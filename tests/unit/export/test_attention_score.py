@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from feather_edge.checkpoint.config import text_config
+from feather_edge.checkpoint.text_config import text_config
 from feather_edge.export.blocks.decoder import attention_score
 from feather_edge.export.builder import GraphBuilder
 from feather_edge.export.dialects import DIALECTS

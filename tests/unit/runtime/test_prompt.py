@@ -66,7 +66,7 @@ def edit(path, **changes):
 
 def assert_as_transformers(folder, text="Where is it?"):
     expected = reference_ids(folder, conversation(text, num_images=1))
-    encoded = open_formatter(folder).encode(text, num_visual_tokens=[16])
+    encoded = open_formatter(folder).encode(text, images=[(16,)])
     np.testing.assert_array_equal(encoded.prompt_ids, expected)
     return encoded
 
@@ -80,18 +80,16 @@ def test_ids_are_those_of_transformers(checkpoints, kind, num_images):
         messages = conversation(text, num_images=num_images)
         expected = reference_ids(folder, messages)
         for prompt in (text, messages, tuple(messages)):
-            encoded = formatter.encode(prompt, num_visual_tokens=[16] * num_images)
+            encoded = formatter.encode(prompt, images=[(16,)] * num_images)
             assert encoded.prompt_ids.dtype == np.int64
             np.testing.assert_array_equal(encoded.prompt_ids, expected)
 
 
-def test_spans_hold_the_placeholders_of_each_image(checkpoints):
+def test_the_placeholders_of_each_image_are_marked(checkpoints):
     folder = checkpoints["clip-qwen2"]
-    encoded = open_formatter(folder).encode("hm", num_visual_tokens=[3, 5])
+    encoded = open_formatter(folder).encode("hm", images=[(3,), (5,)])
     is_placeholder = encoded.prompt_ids == image_token_id(folder)
-    assert [length for _, length in encoded.spans] == [3, 5]
-    for start, length in encoded.spans:
-        assert is_placeholder[start : start + length].all()
+    np.testing.assert_array_equal(encoded.is_image, is_placeholder)
     assert is_placeholder.sum() == 8
     assert encoded.text.count("<image>") == 2
     assert encoded.text.endswith("hm<|im_end|>\n<|im_start|>assistant\n")
@@ -103,19 +101,19 @@ def test_a_conversation_of_several_turns(checkpoints):
         {"role": "assistant", "content": [{"type": "text", "text": "I see"}], "name": None},
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
     ]
-    encoded = open_formatter(checkpoints["clip-llama"]).encode(messages, num_visual_tokens=[2, 2])
+    encoded = open_formatter(checkpoints["clip-llama"]).encode(messages, images=[(2,), (2,)])
     assert encoded.text == ("<s>USER: <image>\nlook ASSISTANT: I see USER: <image>\nASSISTANT:")
 
 
 def test_without_a_chat_template(copy):
     (copy / "chat_template.jinja").unlink()
     formatter = open_formatter(copy)
-    encoded = formatter.encode("Where is it?", num_visual_tokens=[2, 1])
+    encoded = formatter.encode("Where is it?", images=[(2,), (1,)])
     assert encoded.text == "<image>\n<image>\nWhere is it?"
     assert encoded.prompt_ids[0] == 1  # <s>, which the tokenizer puts in front
-    assert encoded.spans == ((1, 2), (4, 1))
+    assert np.flatnonzero(encoded.is_image).tolist() == [1, 2, 4]
     with pytest.raises(RequestError) as error:
-        formatter.encode(conversation("x", num_images=0), num_visual_tokens=[])
+        formatter.encode(conversation("x", num_images=0), images=[])
     assert str(error.value) == (
         "the model has no chat template, so messages cannot be rendered; give the prompt as one "
         "text"
@@ -147,7 +145,7 @@ class TestTemplateFiles:
     def test_tokenizer_config(self, copy, template):
         (copy / "chat_template.jinja").unlink()
         edit(copy / "tokenizer_config.json", chat_template=template)
-        encoded = open_formatter(copy).encode("x", num_visual_tokens=[1])
+        encoded = open_formatter(copy).encode("x", images=[(1,)])
         assert encoded.text.startswith("tokenizer <s>USER")
 
     def test_damaged(self, copy):
@@ -210,7 +208,7 @@ class TestTokenizerSettings:
             "stride": 0,
         }
         (copy / "tokenizer.json").write_text(json.dumps(document))
-        encoded = open_formatter(copy).encode("a long enough text", num_visual_tokens=[1])
+        encoded = open_formatter(copy).encode("a long enough text", images=[(1,)])
         assert len(encoded.prompt_ids) > 10
 
     def test_clean_up_is_ignored_for_bpe(self, copy):
@@ -223,7 +221,7 @@ class TestTokenizerSettings:
 
 def test_decoding(checkpoints):
     formatter = open_formatter(checkpoints["clip-llama"])
-    ids = formatter.encode("the red circle", num_visual_tokens=[]).prompt_ids
+    ids = formatter.encode("the red circle", images=[]).prompt_ids
     assert formatter.decode(ids) == "USER: the red circle ASSISTANT:"
     decoder = formatter.stream_decoder()
     streamed = "".join(decoder.step(token_id) for token_id in ids) + decoder.flush()
@@ -255,8 +253,8 @@ def test_the_prompt_files_are_all_that_is_read(checkpoints, tmp_path):
     for name in PROMPT_FILES:
         if (folder / name).is_file():
             shutil.copy(folder / name, tmp_path / name)
-    original = open_formatter(folder).encode("Where?", num_visual_tokens=[4])
-    copied = open_formatter(tmp_path).encode("Where?", num_visual_tokens=[4])
+    original = open_formatter(folder).encode("Where?", images=[(4,)])
+    copied = open_formatter(tmp_path).encode("Where?", images=[(4,)])
     np.testing.assert_array_equal(copied.prompt_ids, original.prompt_ids)
     assert (tmp_path / "chat_template.jinja").read_text() == CHATML_TEMPLATE
 
@@ -264,9 +262,7 @@ def test_the_prompt_files_are_all_that_is_read(checkpoints, tmp_path):
 class TestRefusals:
     def test_placeholders_in_the_users_text(self, checkpoints):
         with pytest.raises(RequestError) as error:
-            open_formatter(checkpoints["clip-llama"]).encode(
-                "what is <image>?", num_visual_tokens=[4]
-            )
+            open_formatter(checkpoints["clip-llama"]).encode("what is <image>?", images=[(4,)])
         assert str(error.value) == (
             "prompt has 2 image placeholders (<image>) for 1 images; the two must be equal: the "
             "chat template writes one per image, so leave them out of your own text"
@@ -275,7 +271,7 @@ class TestRefusals:
     def test_image_entries(self, checkpoints):
         with pytest.raises(RequestError) as error:
             open_formatter(checkpoints["clip-llama"]).encode(
-                conversation("x", num_images=2), num_visual_tokens=[4]
+                conversation("x", num_images=2), images=[(4,)]
             )
         assert str(error.value) == (
             'messages have 2 image entries for 1 images; add {"type": "image"} to the content '
@@ -297,7 +293,7 @@ class TestRefusals:
     )
     def test_prompts_of_another_form(self, checkpoints, prompt, expected):
         with pytest.raises(RequestError) as error:
-            open_formatter(checkpoints["clip-llama"]).encode(prompt, num_visual_tokens=[])
+            open_formatter(checkpoints["clip-llama"]).encode(prompt, images=[])
         assert expected in str(error.value)
 
     def test_missing_tokenizer(self, tmp_path):

@@ -11,30 +11,33 @@ from support.image_processors import PROCESSORS, raw_config
 
 from feather_edge.checkpoint.preprocessing import PreprocessConfig, preprocess_config
 from feather_edge.errors import RequestError
-from feather_edge.manifest import ImageSpec
+from feather_edge.images import Raster, RasterImages
+from feather_edge.images.pixels import model_view, view_geometry
 from feather_edge.pruning import Layout, Region, VisualSpan
-from feather_edge.runtime.preprocess import model_view, to_model_view
 from feather_edge.runtime.regions import mark_regions, overlapping_tokens
 
 NAMES = ("clip-small", "clip-crop-larger", "clip-square", "clip-crop-only", "llava-pad", "llava")
 
 
-def spec(config: PreprocessConfig, patch: int) -> ImageSpec:
+def spec(config: PreprocessConfig, patch: int) -> RasterImages:
     height, width = config.output_size
-    return ImageSpec(
-        token_id=0, grid_height=height // patch, grid_width=width // patch, preprocess=config
-    )
+    return RasterImages(token_id=0, grid=(height // patch, width // patch), preprocess=config)
 
 
-def square(side: int, patch: int) -> ImageSpec:
+def raster(size: tuple[int, int], image: RasterImages) -> Raster:
+    return image.prepare([Image.new("RGB", size)]).rasters[0]
+
+
+def square(side: int, patch: int) -> RasterImages:
     """Pictures resized to a square, aspect ratio not kept."""
     raw = {**raw_config(PROCESSORS["siglip"]), "size": {"height": side, "width": side}}
     return spec(preprocess_config(raw), patch)
 
 
-def tokens(region: Region, size: tuple[int, int], image: ImageSpec) -> set[tuple[int, int]]:
+def tokens(region: Region, size: tuple[int, int], image: RasterImages) -> set[tuple[int, int]]:
     """The (row, column) of each token."""
-    return {divmod(int(t), image.grid_width) for t in overlapping_tokens(region, size, image)}
+    found = overlapping_tokens(region, raster(size, image))
+    return {divmod(int(token), image.grid[1]) for token in found}
 
 
 @given(
@@ -61,8 +64,8 @@ def test_a_region_finds_the_tokens_that_its_paint_reaches(
     seen = np.where(seen == (pad[0] if pad else 1), 0, seen)
     painted = {
         (row, column)
-        for row in range(image.grid_height)
-        for column in range(image.grid_width)
+        for row in range(image.grid[0])
+        for column in range(image.grid[1])
         if seen[4 * row : 4 * row + 4, 4 * column : 4 * column + 4].any()
     }
     region = Region(box=(x0, y0, x1, y1))
@@ -80,7 +83,7 @@ def test_a_region_finds_the_tokens_that_its_paint_reaches(
 def test_the_whole_picture_is_every_token_that_sees_some_of_it(name: str) -> None:
     config = preprocess_config(raw_config(PROCESSORS[name]))
     image = spec(config, 1)
-    left, top, right, bottom = to_model_view((0, 0, 40, 60), (40, 60), config)
+    left, top, right, bottom = view_geometry((40, 60), config).to_view((0, 0, 40, 60))
     height, width = config.output_size
 
     found = tokens(Region(box=(0, 0, 40, 60)), (40, 60), image)
@@ -111,26 +114,30 @@ def test_borders_of_tokens(
 def test_a_border_that_no_patch_covers() -> None:
     image = square(384, 14)  # 27 patches of 14 are 378
 
-    assert image.grid_width == 27
+    assert image.grid == (27, 27)
     assert tokens(Region(box=(364, 0, 378, 14)), (384, 384), image) == {(0, 26)}
-    with pytest.raises(RequestError, match="a part of image 1 that the model does not see"):
-        tokens(Region(box=(379, 0, 384, 384)), (384, 384), image)
+    assert not tokens(Region(box=(379, 0, 384, 384)), (384, 384), image)
 
 
 def test_what_a_centre_crop_loses_is_said() -> None:
     image = spec(preprocess_config(raw_config(PROCESSORS["clip-small"])), 7)
 
+    layout = Layout.full(16, [VisualSpan(start=0, height=image.grid[0], width=image.grid[1])])
+    rasters = [raster((100, 50), image)]
+
     with pytest.raises(RequestError, match=r"protect region 0,0,20,50 lies in a part of image 1"):
-        overlapping_tokens(Region(box=(0, 0, 20, 50)), (100, 50), image)
+        mark_regions(layout, [Region(box=(0, 0, 20, 50))], [(100, 50)], rasters)
 
 
 # -- rows of the prompt -----------------------------------------------------------------------
 
 IMAGE = square(56, 14)
 LAYOUT = Layout.full(
-    40, [VisualSpan(start=2, height=4, width=4), VisualSpan(start=20, height=4, width=4)]
+    40,
+    [VisualSpan(start=2, height=4, width=4), VisualSpan(start=20, height=4, width=4, image=2)],
 )
 SIZES = [(40, 40), (400, 400)]
+RASTERS = IMAGE.prepare([Image.new("RGB", size) for size in SIZES]).rasters
 
 
 def box(*corners: float, rule: str = "protect", image: int = 1) -> Region:
@@ -140,7 +147,7 @@ def box(*corners: float, rule: str = "protect", image: int = 1) -> Region:
 def test_marks_are_rows_of_the_prompt() -> None:
     regions = [box(0, 0, 20, 10), box(300, 300, 400, 400, rule="forbid", image=2)]
 
-    layout = mark_regions(LAYOUT, regions, SIZES, IMAGE)
+    layout = mark_regions(LAYOUT, regions, SIZES, RASTERS)
 
     assert np.flatnonzero(layout.is_protected).tolist() == [2, 3]
     assert np.flatnonzero(layout.is_forbidden).tolist() == [35]
@@ -149,7 +156,7 @@ def test_marks_are_rows_of_the_prompt() -> None:
 def test_a_shared_token_is_protected() -> None:
     regions = [box(0, 0, 15, 10), box(15, 0, 40, 10, rule="forbid")]
 
-    layout = mark_regions(LAYOUT, regions, SIZES, IMAGE)
+    layout = mark_regions(LAYOUT, regions, SIZES, RASTERS)
 
     assert np.flatnonzero(layout.is_protected).tolist() == [2, 3]
     assert np.flatnonzero(layout.is_forbidden).tolist() == [4, 5]
@@ -167,7 +174,7 @@ def test_a_shared_token_is_protected() -> None:
 )
 def test_regions_that_cannot_be_met(regions: list[Region], message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        mark_regions(LAYOUT, regions, SIZES, IMAGE)
+        mark_regions(LAYOUT, regions, SIZES, RASTERS)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from support.sealing import edit_manifest
 from tokenizers import Tokenizer
 
 from feather_edge import FakeBackend, Region, Session
@@ -448,6 +449,7 @@ def test_record_is_json(bundle: Bundle) -> None:
         "finish_reason",
         "num_prompt_tokens",
         "num_visual_tokens",
+        "rasters",
         "stages",
         "reason",
         "preprocess_ms",
@@ -525,9 +527,7 @@ def test_embeddings_of_another_model(bundle: Bundle, tmp_path: Path) -> None:
 
 def edited(bundle: Bundle, tmp_path: Path, change: Any) -> Path:
     folder = shutil.copytree(bundle.path, tmp_path / "bundle")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    change(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(folder, change)
     return folder
 
 

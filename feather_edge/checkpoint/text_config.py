@@ -1,9 +1,7 @@
-"""Typed views of the two halves of a Hugging Face VLM config: text and vision.
+"""The decoder of a VLM, as the text_config of its config.json describes it.
 
-transformers leaves out of config.json whatever equals the default of the config class (the
-text_config of llava-1.5-7b-hf names five values), so the defaults of each model_type are part of
-the format and are tabled here. Both spellings of the rotary settings are read: `rope_theta` with
-`rope_scaling`, and `rope_parameters`, which transformers 5 writes.
+Both spellings of the rotary settings are read: `rope_theta` with `rope_scaling`, and
+`rope_parameters`, which transformers 5 writes.
 """
 
 from __future__ import annotations
@@ -11,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from feather_edge.checkpoint.fields import ConfigFields, check_model_type, config_part
 from feather_edge.errors import CheckpointError, UnsupportedModelError
 
-TextModelType = Literal["llama", "mistral", "qwen2"]
-VisionModelType = Literal["clip_vision_model", "siglip_vision_model"]
+TextModelType = Literal["llama", "mistral", "qwen2", "qwen3"]
 RopeType = Literal["linear", "llama3"]
 
 _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -57,42 +55,22 @@ _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
         "sliding_window": 4096,
         "max_window_layers": 28,
     },
-}
-
-_VISION_DEFAULTS: dict[str, dict[str, Any]] = {
-    "clip_vision_model": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "num_channels": 3,
-        "image_size": 224,
-        "patch_size": 32,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
+    "qwen3": {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
     },
-    "siglip_vision_model": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "num_channels": 3,
-        "image_size": 224,
-        "patch_size": 16,
-        "hidden_act": "gelu_pytorch_tanh",
-        "layer_norm_eps": 1e-6,
-    },
-}
-
-# What LlavaConfig means when it has no vision_config at all: CLIP ViT-L/14 at 336 pixels.
-_LLAVA_VISION_DEFAULTS: dict[str, Any] = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
 }
 
 _DEFAULT_ROPE_THETA = 10_000.0
@@ -127,6 +105,7 @@ class TextConfig:
         attention_bias: q, k and v projections have biases.
         output_bias: the attention's output projection has a bias.
         mlp_bias: the gate, up and down projections have biases.
+        has_qk_norm: queries and keys are normalised per head, before rotary embedding.
         tie_word_embeddings: the head is the embedding table.
         max_positions: positions a prompt and its answer may use: max_position_embeddings, or the
             sliding window if it is smaller, because within it a sliding window has no effect.
@@ -148,24 +127,9 @@ class TextConfig:
     attention_bias: bool
     output_bias: bool
     mlp_bias: bool
+    has_qk_norm: bool
     tie_word_embeddings: bool
     max_positions: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VisionConfig:
-    """The vision encoder of a VLM; image_size and patch_size are sides of squares in pixels."""
-
-    model_type: VisionModelType
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_attention_heads: int
-    image_size: int
-    patch_size: int
-    layer_norm_eps: float
-    hidden_act: str
-    num_channels: int
 
 
 def text_config(raw: dict[str, Any]) -> TextConfig:
@@ -178,10 +142,10 @@ def text_config(raw: dict[str, Any]) -> TextConfig:
         CheckpointError: a value is no sensible one.
         UnsupportedModelError: the model_type or the rotary scaling is not supported.
     """
-    part = _part(raw, "text_config")
+    part = config_part(raw, "text_config")
     model_type: TextModelType = part.get("model_type", "llama")
-    _check_model_type("text_config", model_type, get_args(TextModelType))
-    fields = _Fields("text_config", part, _TEXT_DEFAULTS[model_type])
+    check_model_type("text_config", model_type, get_args(TextModelType))
+    fields = ConfigFields("text_config", part, _TEXT_DEFAULTS[model_type])
     num_attention_heads = fields.size("num_attention_heads")
     num_key_value_heads = fields.size("num_key_value_heads", if_none=num_attention_heads)
     if num_attention_heads % num_key_value_heads:
@@ -190,8 +154,8 @@ def text_config(raw: dict[str, Any]) -> TextConfig:
             f"num_key_value_heads {num_key_value_heads}"
         )
     hidden_size = fields.size("hidden_size")
-    # Only llama reads these flags; qwen2 always has q, k and v biases, mistral has none.
-    has_llama_bias = model_type == "llama" and bool(fields.get("attention_bias"))
+    # Only llama and qwen3 read this flag; qwen2 always has q, k and v biases, mistral has none.
+    is_flagged = model_type in {"llama", "qwen3"} and bool(fields.get("attention_bias"))
     tied = raw.get("tie_word_embeddings") or part.get("tie_word_embeddings")
     return TextConfig(
         model_type=model_type,
@@ -206,118 +170,16 @@ def text_config(raw: dict[str, Any]) -> TextConfig:
         hidden_act=fields.text("hidden_act"),
         rope_theta=_rope_theta(part),
         rope_scaling=_rope_scaling(part, fields),
-        attention_bias=has_llama_bias or model_type == "qwen2",
-        output_bias=has_llama_bias,
+        attention_bias=is_flagged or model_type == "qwen2",
+        output_bias=is_flagged,
         mlp_bias=model_type == "llama" and bool(fields.get("mlp_bias")),
+        has_qk_norm=model_type == "qwen3",
         tie_word_embeddings=bool(tied),
         max_positions=_max_positions(model_type, fields),
     )
 
 
-def vision_config(raw: dict[str, Any]) -> VisionConfig:
-    """Return the vision encoder's config.
-
-    Args:
-        raw: config.json of the whole VLM; its vision_config holds the vision encoder.
-
-    Raises:
-        CheckpointError: a value is no sensible one.
-        UnsupportedModelError: the model_type is not supported, or images are not square.
-    """
-    part = _part(raw, "vision_config") if raw.get("vision_config") is not None else {}
-    if raw.get("vision_config") is None:
-        part = _LLAVA_VISION_DEFAULTS
-    model_type: VisionModelType = part.get("model_type", "clip_vision_model")
-    _check_model_type("vision_config", model_type, get_args(VisionModelType))
-    fields = _Fields("vision_config", part, _VISION_DEFAULTS[model_type])
-    config = VisionConfig(
-        model_type=model_type,
-        hidden_size=fields.size("hidden_size"),
-        intermediate_size=fields.size("intermediate_size"),
-        num_layers=fields.size("num_hidden_layers"),
-        num_attention_heads=fields.size("num_attention_heads"),
-        image_size=fields.side("image_size"),
-        patch_size=fields.side("patch_size"),
-        layer_norm_eps=fields.positive("layer_norm_eps"),
-        hidden_act=fields.text("hidden_act"),
-        num_channels=fields.size("num_channels"),
-    )
-    if config.hidden_size % config.num_attention_heads:
-        raise CheckpointError(
-            f"vision_config: hidden_size {config.hidden_size} must be a multiple of "
-            f"num_attention_heads {config.num_attention_heads}"
-        )
-    if config.patch_size > config.image_size:
-        raise CheckpointError(
-            f"vision_config: patch_size {config.patch_size} must be at most image_size "
-            f"{config.image_size}"
-        )
-    return config
-
-
-@dataclass(frozen=True, slots=True)
-class _Fields:
-    """Values of one config part, with the class defaults of its model_type filled in."""
-
-    subject: str
-    values: dict[str, Any]
-    defaults: dict[str, Any]
-
-    def get(self, name: str) -> Any:
-        return self.values.get(name, self.defaults.get(name))
-
-    def size(self, name: str, *, if_none: int | None = None) -> int:
-        value = self.get(name)
-        value = if_none if value is None else value
-        if type(value) is not int or value < 1:
-            raise self._wrong(name, value, "an integer of at least 1")
-        return value
-
-    def side(self, name: str) -> int:
-        """Return one side of a square that may be written as a pair."""
-        value = self.get(name)
-        if isinstance(value, list) and len(value) == 2:
-            if value[0] != value[1]:
-                raise UnsupportedModelError(
-                    f"{self.subject}: {name} {value} is not square; only squares are supported"
-                )
-            return _Fields(self.subject, {name: value[0]}, {}).size(name)
-        return self.size(name)
-
-    def positive(self, name: str) -> float:
-        value = self.get(name)
-        if type(value) not in (int, float) or not 0 < value < float("inf"):
-            raise self._wrong(name, value, "a number above 0")
-        return float(value)
-
-    def text(self, name: str) -> str:
-        value = self.get(name)
-        if not isinstance(value, str):
-            raise self._wrong(name, value, "a name")
-        return value
-
-    def _wrong(self, name: str, value: Any, allowed: str) -> CheckpointError:
-        return CheckpointError(f"{self.subject}: {name} is {value!r}; it must be {allowed}")
-
-
-def _part(raw: dict[str, Any], key: str) -> dict[str, Any]:
-    part = raw.get(key)
-    if part is None:
-        return {}
-    if not isinstance(part, dict):
-        raise CheckpointError(f"config.json: {key} is {part!r}; it must be an object")
-    return part
-
-
-def _check_model_type(subject: str, model_type: Any, supported: tuple[str, ...]) -> None:
-    if model_type not in supported:
-        raise UnsupportedModelError(
-            f"{subject} has model_type {model_type!r}, which is not supported; "
-            f"supported are {', '.join(supported)}"
-        )
-
-
-def _head_dim(fields: _Fields, hidden_size: int, num_attention_heads: int) -> int:
+def _head_dim(fields: ConfigFields, hidden_size: int, num_attention_heads: int) -> int:
     if fields.get("head_dim") is None and hidden_size % num_attention_heads:
         raise CheckpointError(
             f"text_config: hidden_size {hidden_size} must be a multiple of num_attention_heads "
@@ -345,10 +207,10 @@ def _rope_theta(part: dict[str, Any]) -> float:
     theta = part.get("rope_theta")
     theta = _DEFAULT_ROPE_THETA if theta is None else theta
     parameters = {"rope_theta": theta, **_rope_parameters(part)}
-    return _Fields("text_config", parameters, {}).positive("rope_theta")
+    return ConfigFields("text_config", parameters, {}).positive("rope_theta")
 
 
-def _rope_scaling(part: dict[str, Any], fields: _Fields) -> RopeScaling | None:
+def _rope_scaling(part: dict[str, Any], fields: ConfigFields) -> RopeScaling | None:
     parameters = _rope_parameters(part)
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     partial = parameters.get("partial_rotary_factor", part.get("partial_rotary_factor"))
@@ -364,7 +226,7 @@ def _rope_scaling(part: dict[str, Any], fields: _Fields) -> RopeScaling | None:
             f"text_config: rope scaling of type {kind!r} is not supported; supported are "
             f"default, {', '.join(supported)}"
         )
-    scaling = _Fields(
+    scaling = ConfigFields(
         f"text_config: {kind} rope scaling",
         parameters,
         {"original_max_position_embeddings": fields.get("max_position_embeddings")},
@@ -380,17 +242,17 @@ def _rope_scaling(part: dict[str, Any], fields: _Fields) -> RopeScaling | None:
     )
 
 
-def _max_positions(model_type: str, fields: _Fields) -> int:
+def _max_positions(model_type: str, fields: ConfigFields) -> int:
     max_positions = fields.size("max_position_embeddings")
     if model_type == "llama" or fields.get("sliding_window") is None:
         return max_positions
-    if model_type == "qwen2" and not _has_sliding_layers(fields):
+    if model_type in {"qwen2", "qwen3"} and not _has_sliding_layers(fields):
         return max_positions
     return min(max_positions, fields.size("sliding_window"))
 
 
-def _has_sliding_layers(fields: _Fields) -> bool:
-    """Whether any layer of a qwen2 decoder attends within the window only."""
+def _has_sliding_layers(fields: ConfigFields) -> bool:
+    """Whether any layer of a Qwen decoder attends within the window only."""
     if not fields.get("use_sliding_window"):
         return False
     if fields.get("layer_types") is not None:

@@ -1,4 +1,4 @@
-"""Turn images into the pixel tensor of the vision encoder, exactly as transformers does.
+"""Turn one image into the pixels of a vision encoder, exactly as transformers does.
 
 The steps are those of the CLIP, SigLIP and LLaVA image processors of transformers on PIL images:
 pad to a square, resize, crop the centre, rescale, normalise. They are kept to the last bit,
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feather_edge.errors import RequestError
+from feather_edge.images.geometry import ViewGeometry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,8 +81,6 @@ def preprocess(images: Sequence[Image.Image], config: PreprocessConfig) -> np.nd
     Raises:
         RequestError: an image is so elongated that its resize would exceed `MAX_PIXELS`.
     """
-    if not images:
-        return np.empty((0, 3, *config.output_size), np.float32)
     return np.stack([_preprocess_one(image, config) for image in images])
 
 
@@ -98,33 +97,24 @@ def model_view(image: Image.Image, config: PreprocessConfig) -> Image.Image:
     return Image.fromarray(_geometry(image, config))
 
 
-def to_model_view(
-    box: tuple[float, float, float, float], size: tuple[int, int], config: PreprocessConfig
-) -> tuple[float, float, float, float]:
-    """Return where a box (x0, y0, x1, y1) of a picture lies in the picture the model sees.
-
-    Args:
-        box: in pixels of the picture.
-        size: (width, height) of the picture.
-        config: the steps; parts of the box that they crop lie outside of its `output_size`.
+def view_geometry(size: tuple[int, int], config: PreprocessConfig) -> ViewGeometry:
+    """Return where a picture of ``size`` (width, height) lies in the picture the model sees.
 
     Raises:
         RequestError: see `preprocess`.
     """
-    shift = (0, 0)
+    shift, padded = (0, 0), size
     if config.pad_color is not None:
-        side = max(size)
-        shift, size = _pad_offset(size), (side, side)
-    resized = _resized_size(size, config)
-    crop = (0, 0)
+        shift, padded = _pad_offset(size), (max(size), max(size))
+    resized = _resized_size(padded, config)
+    crop, view = (0, 0), resized
     if config.crop_to is not None:
         height, width = config.crop_to
         crop = (_crop_start(resized[0], width), _crop_start(resized[1], height))
-    x0, y0, x1, y1 = (
-        (value + shift[axis]) * resized[axis] / size[axis] - crop[axis]
-        for value, axis in zip(box, (0, 1, 0, 1), strict=True)
-    )
-    return x0, y0, x1, y1
+        view = (width, height)
+    scale = (resized[0] / padded[0], resized[1] / padded[1])
+    offset = (shift[0] * scale[0] - crop[0], shift[1] * scale[1] - crop[1])
+    return ViewGeometry(scale=scale, offset=offset, view_size=view)
 
 
 def _geometry(image: Image.Image, config: PreprocessConfig) -> np.ndarray:

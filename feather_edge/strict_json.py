@@ -1,0 +1,89 @@
+"""JSON from files that nobody vouches for: what the standard reader lets pass is an error here.
+
+Repeated keys, numbers that are not finite or too large to count anything, documents that are too
+large or nested too deep. Messages are one line and say what is wrong, not where to look next;
+callers add the file and the way out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["MAX_DOCUMENT_BYTES", "StrictJSONError", "loads", "read"]
+
+MAX_DOCUMENT_BYTES = 2**27
+"""Far above any tokenizer there is, far below what fills a small device's memory."""
+
+MAX_INTEGER = 2**53
+"""Beyond it a JSON number is not exact everywhere."""
+
+
+class StrictJSONError(ValueError):
+    """The document is not acceptable JSON."""
+
+
+def read(path: Path, *, max_bytes: int = MAX_DOCUMENT_BYTES) -> Any:
+    """Return the document in a file.
+
+    Raises:
+        OSError: if the file cannot be read.
+        StrictJSONError: if the document is larger than ``max_bytes``, or see ``loads``.
+    """
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise StrictJSONError(f"it has {size} bytes; at most {max_bytes} are read")
+    return loads(path.read_bytes())
+
+
+def loads(data: bytes) -> Any:
+    """Return a document.
+
+    Raises:
+        StrictJSONError: if it is no JSON, or no strict one; see the module.
+    """
+    try:
+        text = data.decode("utf-8")
+        return json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_constant=_constant,
+            parse_float=_float,
+            parse_int=_integer,
+        )
+    except UnicodeDecodeError as error:
+        raise StrictJSONError(f"it is not UTF-8: {error}") from error
+    except json.JSONDecodeError as error:
+        raise StrictJSONError(f"it is no JSON: {error}") from error
+    except RecursionError as error:
+        raise StrictJSONError("it is nested too deep") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise StrictJSONError(f"key {repeated!r} stands twice in one object")
+    return found
+
+
+def _constant(name: str) -> Any:
+    raise StrictJSONError(f"it holds {name}; numbers must be finite")
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise StrictJSONError(f"it holds {digits[:40]}; numbers must be finite")
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > len(str(MAX_INTEGER)) + 1 or abs(int(digits)) > MAX_INTEGER:
+        raise StrictJSONError(f"it holds {digits[:40]}; integers must be at most 2^53")
+    return int(digits)
