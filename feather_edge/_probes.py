@@ -21,6 +21,7 @@ __all__ = [
     "load_engines",
     "one_node_model",
     "run_onnxruntime",
+    "run_openvino",
     "run_tensorrt",
 ]
 
@@ -55,6 +56,21 @@ def run_onnxruntime(provider: str) -> None:
     x = np.array([2.5], np.float32)
     if session.run(None, {"x": x})[0] != x:
         raise RuntimeError(f"{provider} computed a wrong result")
+
+
+def run_openvino() -> None:
+    """Run the one-node model with OpenVINO on the CPU.
+
+    Raises:
+        RuntimeError: if the answer is wrong.
+    """
+    import numpy as np
+    import openvino
+
+    x = np.array([2.5], np.float32)
+    compiled = openvino.Core().compile_model(openvino.Core().read_model(one_node_model()), "CPU")
+    if compiled({"x": x})["y"] != x:
+        raise RuntimeError("openvino computed a wrong result")
 
 
 def run_tensorrt(backend: str) -> None:
@@ -133,6 +149,7 @@ def load_engines(bundle: str, backend: str, target: str) -> None:
 PROBES: dict[str, Callable[..., None]] = {
     "onnxruntime-cpu": lambda: run_onnxruntime("CPUExecutionProvider"),
     "onnxruntime-cuda": lambda: run_onnxruntime("CUDAExecutionProvider"),
+    "openvino": run_openvino,
     "tensorrt": lambda: run_tensorrt("tensorrt"),
     "tensorrt-rtx": lambda: run_tensorrt("tensorrt-rtx"),
     "reference": import_reference,

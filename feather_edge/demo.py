@@ -18,7 +18,7 @@ from feather_edge.images import load_image
 from feather_edge.pruning import Pruning
 from feather_edge.recipes import load_recipe
 from feather_edge.runtime.session import Session
-from feather_edge.viz import Panel, contact_sheet, kept_tokens
+from feather_edge.viz import Panel, contact_sheet, kept_tokens, token_maps
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,6 +33,9 @@ NUM_SCENES = 3
 NUM_REPEATS = 11
 NUM_BINS = 28
 """Location tokens per axis in the shipped model's vocabulary."""
+
+PANEL_SIZE = 400
+"""Longer side of a drawn scene in pixels."""
 
 TRUTH_COLOUR, ANSWER_COLOUR = "#ffffff", "#ff2fd0"
 
@@ -173,9 +176,11 @@ def _judge(results: list[Result], truth: Box, image: Image.Image) -> Answer:
 
 
 def _panels(session: Session, scene: SceneReport) -> list[Panel]:
-    view = session.bundle.manifest.image.view(load_image(SCENES / scene.file))
-    (raster,) = scene.unpruned.result.rasters
-    every = np.arange(raster.height * raster.width)
+    images, picture = session.bundle.manifest.image, load_image(SCENES / scene.file)
+    view = images.view(picture)
+    rasters = scene.unpruned.result.rasters
+    (tokens,) = token_maps(rasters, images.geometry(picture.size), size=PANEL_SIZE)
+    every = np.arange(scene.unpruned.result.num_visual_tokens)
     panels = []
     steps = [("all tokens", every, scene.unpruned)]
     steps += [
@@ -188,7 +193,7 @@ def _panels(session: Session, scene: SceneReport) -> list[Panel]:
             boxes.append((answer.box, ANSWER_COLOUR))
         panels.append(
             Panel(
-                picture=kept_tokens(view, kept, grid=(raster.height, raster.width), boxes=boxes),
+                picture=kept_tokens(view, kept, tokens=tokens, boxes=boxes),
                 title=f"{title}: {len(kept)} of {len(every)}",
                 subtitle=f"{scene.question}  IoU {answer.iou:.2f}",
             )

@@ -24,7 +24,7 @@ from feather_edge.platform_facts import PlatformFacts, read_platform
 
 __all__ = ["Examined", "Loading", "Report", "examine"]
 
-State = Literal["works", "missing", "mismatched", "fails", "not supported by this version"]
+State = Literal["works", "missing", "mismatched", "fails"]
 
 PACKAGES = (
     "numpy", "onnx", "onnx-ir", "safetensors", "tokenizers", "pillow", "huggingface-hub",
@@ -115,7 +115,7 @@ def examine(bundle: Path | None = None, *, root: Path = Path("/")) -> Report:
         backends=(
             _onnxruntime(packages, device="cpu", extra="ort"),
             _onnxruntime(packages, device="cuda", extra="gpu"),
-            _unsupported("openvino", device="cpu, gpu"),
+            _openvino(packages),
             _tensorrt(facts, packages),
             _tensorrt_rtx(),
             Examined(name="fake", device="none", state="works"),
@@ -177,9 +177,13 @@ def _loadings(bundle: Path) -> tuple[Loading, ...]:
     return tuple(loadings)
 
 
-def _unsupported(name: str, *, device: str) -> Examined:
-    """State that installing something would not help: there is no adapter."""
-    return Examined(name=name, device=device, state="not supported by this version")
+def _openvino(packages: dict[str, str | None]) -> Examined:
+    """Examine OpenVINO."""
+    found = {"name": "openvino", "device": "cpu"}
+    if not packages["openvino"]:
+        install = "pip install 'feather-edge[openvino]'"
+        return Examined(**found, state="missing", remedy=install)
+    return _tried(**found)
 
 
 def _reference(packages: dict[str, str | None]) -> Examined:

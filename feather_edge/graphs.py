@@ -10,11 +10,29 @@ Hkv key/value heads, Dh head width, V vocabulary, N images.
 ``image_features`` [tokens, D]     float  visual tokens of all images in a row, projected
 =================  ==============  =====  ====================================================
 
+``vision_encoder`` of families that keep a picture's resolution, one picture a call; M patches of a
+visual token, W windows, Q visual tokens of a window, Dv the encoder's head width.
+
+========================== ===================== ===== =======================================
+``pixel_values``           [tokens, M, C T P P]  float patches; the frame is repeated T times
+``rotary_cos``             [tokens, M, Dv/2]     float of a patch's place; ``rotary_sin``
+``window_index`` *         [W, Q]                i64   the visual token in each slot of a window
+``window_mask`` *          [W, 1, Q M, Q M]      bool  False for slots that hold no token
+``window_slots`` *         [tokens]              i64   the slot of each, through all windows
+``position_index`` *       [tokens, M, 4]        i64   learned positions around a patch
+``position_weights`` *     [tokens, M, 4]        float of each of the four
+``image_features``         [tokens, D]           float visual tokens, row by row
+``deepstack_features.N`` * [tokens, D]           float of an earlier layer; plane N of DeepStack
+========================== ===================== ===== =======================================
+
+\\* where the encoder has such.
+
 ``decoder_i``, one per segment
 
 =========================== ================ ===== ===============================================
 ``inputs_embeds`` (i = 0)    [B, S, D]        float what enters the first segment
 ``hidden_states`` (i > 0)    [B, S, D]        float what the segment before gave
+``deepstack_embeds.N`` (i=0) [B, S, D]        float added after layer N; 0 but for visual tokens
 ``cos``, ``sin``             [B, S, Dh/2]     float rotary tables of the original positions
 ``attention_mask``           [B, 1, S, T]     bool  True where a row may look: causal and padding
 ``past_key_values.N.key``    [B, Hkv, P, Dh]  float N counts layers of the whole model; ``.value``
@@ -31,22 +49,46 @@ Hkv key/value heads, Dh head width, V vocabulary, N images.
 =========================== ================ ===== ===============================================
 
 \\* all segments but the last. The score's query is row S - 1, so batches are padded on the left.
+
+The form of opset 24 keeps its caches in place: C is their capacity, P of their slots are filled,
+and attention sees the first T of them, P + S <= T <= C. Decode steps that look at equally many
+slots have equal shapes. What differs from the table above:
+
+=========================== ================ ===== ===============================================
+``attention_mask``           [B, 1, S, T]     bool  False for slots that hold nothing yet, too
+``past_key_values.N.key``    [B, Hkv, C, Dh]  float finite everywhere; ``.value``
+``write_indices``            [B]              i64   P: the slot of the first new row
+``present.N.key``            [B, Hkv, C, Dh]  float the same memory, S rows later; ``.value``
+=========================== ================ ===== ===============================================
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "bool"]
 """Names of numpy types; ``bfloat16`` is one once ml_dtypes is imported."""
 
 VISION_ENCODER = "vision_encoder"
 DECODER = "decoder_{}"
-NEWEST_OPSET = 23
-TENSORRT_VERSIONS = {23: ">=10.15", 18: ">=10.3"}
-"""TensorRT that reads the operators of an opset's form; see ``feather_edge.export.dialects``."""
+OPSETS = (24, 23, 18)
+"""Of the forms that a graph may have; see ``feather_edge.export.dialects``."""
+IN_PLACE_OPSET = 24
+"""Of the form whose caches are updated in place."""
+TENSORRT_VERSIONS = {24: ">=10.15", 23: ">=10.15", 18: ">=10.3"}
+"""TensorRT that reads the operators of an opset's form."""
+
+WRITE_INDICES = "write_indices"
+CACHE_CAPACITY = "cache_capacity"
+"""The input, and the name of the dimension, that only caches in place have."""
+
+DEEPSTACK_FEATURES = "deepstack_features.{}"
+DEEPSTACK_EMBEDS = "deepstack_embeds.{}"
 
 EMBED_TOKENS_FILE = "onnx/embed_tokens.safetensors"
 EMBED_TOKENS_TENSOR = "embed_tokens.weight"
@@ -60,22 +102,30 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     shape: tuple[int | str, ...]
 
 
-class GraphForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One file of a graph: the same contract and weights in the operators of an opset.
+_Contract = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
+
+
+class GraphForm(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """One file of a graph: the same weights in the operators of an opset.
 
     Attributes:
         opset: of the standard operators.
         file: path within the bundle.
         tensorrt: the versions of TensorRT that this form is for.
+        inputs: of its contract, where that is not the graph's; ``outputs`` likewise.
     """
 
     opset: int
     file: str
     tensorrt: str
+    inputs: tuple[TensorSpec, ...] | None = None
+    outputs: tuple[TensorSpec, ...] | None = None
 
 
 class GraphSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One graph of a bundle."""
+    """One graph of a bundle; the contract is that of its main form."""
 
     name: str
     forms: tuple[GraphForm, ...]
@@ -83,9 +133,34 @@ class GraphSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     outputs: tuple[TensorSpec, ...]
 
     @property
+    def main_form(self) -> GraphForm:
+        """The form that ONNX Runtime runs: the newest with caches that grow, if there is one."""
+        main = _main_opset([form.opset for form in self.forms])
+        return next(form for form in self.forms if form.opset == main)
+
+    @property
     def file(self) -> str:
-        """Path of the newest form, which ONNX Runtime runs."""
-        return max(self.forms, key=lambda form: form.opset).file
+        """Path of the main form."""
+        return self.main_form.file
+
+    def of(self, form: GraphForm) -> GraphSpec:
+        """Return the graph with the contract of one of its forms."""
+        if form.inputs is None or form.outputs is None:
+            return self
+        return msgspec.structs.replace(self, inputs=form.inputs, outputs=form.outputs)
+
+    @property
+    def caches(self) -> dict[str, str]:
+        """Which input holds the cache that becomes an output: ``{present: past}``."""
+        prefix = "present."
+        names = [t.name for t in self.outputs if t.name.startswith(prefix)]
+        return {name: f"past_key_values.{name.removeprefix(prefix)}" for name in names}
+
+    @property
+    def caches_in_place(self) -> dict[str, str]:
+        """The caches, if they have a capacity and are updated in place; else nothing."""
+        is_in_place = any(tensor.name == WRITE_INDICES for tensor in self.inputs)
+        return self.caches if is_in_place else {}
 
     @property
     def weights_file(self) -> str:
@@ -115,14 +190,63 @@ def vision_encoder_spec(
 ) -> GraphSpec:
     """Return the contract of the vision encoder for images of ``image_size`` (height, width)."""
     pixels = ("num_images", num_channels, *image_size)
-    return GraphSpec(
-        name=VISION_ENCODER,
-        forms=_forms(VISION_ENCODER, opsets),
-        inputs=(TensorSpec(name="pixel_values", dtype=dtype, shape=pixels),),
-        outputs=(
-            TensorSpec(name="image_features", dtype=dtype, shape=("visual_tokens", hidden_size)),
-        ),
+    inputs = (TensorSpec(name="pixel_values", dtype=dtype, shape=pixels),)
+    outputs = (
+        TensorSpec(name="image_features", dtype=dtype, shape=("visual_tokens", hidden_size)),
     )
+    return _graph_spec(VISION_ENCODER, dict.fromkeys(opsets, (inputs, outputs)))
+
+
+def patch_encoder_spec(
+    *,
+    patches_per_token: int,
+    patch_width: int,
+    head_dim: int,
+    tokens_per_window: int,
+    has_positions: bool,
+    num_planes: int,
+    hidden_size: int,
+    dtype: DType,
+    opsets: tuple[int, ...],
+) -> GraphSpec:
+    """Return the contract of a vision encoder that takes the patches of one picture.
+
+    Args:
+        patches_per_token: that are merged into a visual token.
+        patch_width: numbers of a patch.
+        head_dim: of the vision encoder's attention.
+        tokens_per_window: visual tokens of a window of its attention; 0 for no windows.
+        has_positions: learned positions are added to the patches.
+        num_planes: of DeepStack.
+        hidden_size: of the decoder.
+        dtype: of the floats.
+        opsets: of the forms.
+    """
+    patches = ("visual_tokens", patches_per_token)
+    inputs = [
+        TensorSpec(name="pixel_values", dtype=dtype, shape=(*patches, patch_width)),
+        TensorSpec(name="rotary_cos", dtype=dtype, shape=(*patches, head_dim // 2)),
+        TensorSpec(name="rotary_sin", dtype=dtype, shape=(*patches, head_dim // 2)),
+    ]
+    if tokens_per_window:
+        per_window = tokens_per_window * patches_per_token
+        mask = ("num_windows", 1, per_window, per_window)
+        inputs += [
+            TensorSpec(
+                name="window_index", dtype="int64", shape=("num_windows", tokens_per_window)
+            ),
+            TensorSpec(name="window_mask", dtype="bool", shape=mask),
+            TensorSpec(name="window_slots", dtype="int64", shape=("visual_tokens",)),
+        ]
+    if has_positions:
+        inputs += [
+            TensorSpec(name="position_index", dtype="int64", shape=(*patches, 4)),
+            TensorSpec(name="position_weights", dtype=dtype, shape=(*patches, 4)),
+        ]
+    names = ["image_features", *map(DEEPSTACK_FEATURES.format, range(num_planes))]
+    tokens = ("visual_tokens", hidden_size)
+    outputs = tuple(TensorSpec(name=name, dtype=dtype, shape=tokens) for name in names)
+    return _graph_spec(VISION_ENCODER, dict.fromkeys(opsets, (tuple(inputs), outputs)))
 
 
 def decoder_spec(
@@ -133,44 +257,29 @@ def decoder_spec(
     is_last: bool,
     dtype: DType,
     opsets: tuple[int, ...],
+    num_planes: int = 0,
 ) -> GraphSpec:
-    """Return the contract of segment ``index``, which holds decoder layers ``layers``."""
-    rows = ("batch", "sequence")
-    half = shape.head_dim // 2
-    entry = "inputs_embeds" if index == 0 else "hidden_states"
-    inputs = [
-        TensorSpec(name=entry, dtype=dtype, shape=(*rows, shape.hidden_size)),
-        TensorSpec(name="cos", dtype=dtype, shape=(*rows, half)),
-        TensorSpec(name="sin", dtype=dtype, shape=(*rows, half)),
-        TensorSpec(
-            name="attention_mask", dtype="bool", shape=("batch", 1, "sequence", "total_sequence")
-        ),
-        *_cache_specs("past_key_values", layers, shape, "past_sequence", dtype),
-    ]
-    outputs = list(_cache_specs("present", layers, shape, "total_sequence", dtype))
-    if is_last:
-        logits = ("batch", 1, shape.vocab_size)
-        outputs.append(TensorSpec(name="logits", dtype="float32", shape=logits))
-    else:
-        inputs += [
-            TensorSpec(name="prune_priority", dtype="float32", shape=rows),
-            TensorSpec(name="score_cos", dtype="float32", shape=(*rows, half)),
-            TensorSpec(name="score_sin", dtype="float32", shape=(*rows, half)),
-            TensorSpec(name="score_mask", dtype="float32", shape=rows),
-            TensorSpec(name="num_kept", dtype="int64", shape=(1,)),
-        ]
-        kept = ("batch", "kept")
-        outputs += [
-            TensorSpec(name="kept_hidden_states", dtype=dtype, shape=(*kept, shape.hidden_size)),
-            TensorSpec(name="kept_cos", dtype=dtype, shape=(*kept, half)),
-            TensorSpec(name="kept_sin", dtype=dtype, shape=(*kept, half)),
-            TensorSpec(name="kept_indices", dtype="int64", shape=kept),
-            TensorSpec(name="scores", dtype="float32", shape=rows),
-        ]
-    name = DECODER.format(index)
-    return GraphSpec(
-        name=name, forms=_forms(name, opsets), inputs=tuple(inputs), outputs=tuple(outputs)
-    )
+    """Return the contract of segment ``index``, which holds decoder layers ``layers``.
+
+    The first segment takes the ``num_planes`` planes of DeepStack.
+    """
+    names = map(DEEPSTACK_EMBEDS.format, range(num_planes if index == 0 else 0))
+    tokens = ("batch", "sequence", shape.hidden_size)
+    planes = [TensorSpec(name=name, dtype=dtype, shape=tokens) for name in names]
+    contracts = {}
+    for opset in opsets:
+        in_place = opset == IN_PLACE_OPSET
+        lengths = (CACHE_CAPACITY,) * 2 if in_place else ("past_sequence", "total_sequence")
+        past, present = (
+            _cache_specs(prefix, layers, shape, length, dtype)
+            for prefix, length in zip(("past_key_values", "present"), lengths, strict=True)
+        )
+        if in_place:
+            past.append(TensorSpec(name=WRITE_INDICES, dtype="int64", shape=("batch",)))
+        inputs, outputs = _row_specs(index, shape, is_last=is_last, dtype=dtype)
+        prune_inputs = () if is_last else _prune_inputs(shape)
+        contracts[opset] = ((*inputs, *past, *planes, *prune_inputs), (*present, *outputs))
+    return _graph_spec(DECODER.format(index), contracts)
 
 
 def cache_names(prefix: str, layers: range) -> list[str]:
@@ -178,14 +287,40 @@ def cache_names(prefix: str, layers: range) -> list[str]:
     return [f"{prefix}.{layer}.{part}" for layer in layers for part in ("key", "value")]
 
 
-def _forms(name: str, opsets: tuple[int, ...]) -> tuple[GraphForm, ...]:
-    return tuple(
-        GraphForm(
-            opset=opset,
-            file=f"onnx/{name}{'' if opset == NEWEST_OPSET else f'.opset{opset}'}.onnx",
-            tensorrt=TENSORRT_VERSIONS[opset],
-        )
-        for opset in opsets
+def _row_specs(
+    index: int, shape: DecoderShape, *, is_last: bool, dtype: DType
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return the inputs and outputs of a segment that follow its rows: no caches, no pruning."""
+    rows, kept = ("batch", "sequence"), ("batch", "kept")
+    width, half = shape.hidden_size, shape.head_dim // 2
+    mask = ("batch", 1, "sequence", "total_sequence")
+    entry = "inputs_embeds" if index == 0 else "hidden_states"
+    inputs = (
+        TensorSpec(name=entry, dtype=dtype, shape=(*rows, width)),
+        TensorSpec(name="cos", dtype=dtype, shape=(*rows, half)),
+        TensorSpec(name="sin", dtype=dtype, shape=(*rows, half)),
+        TensorSpec(name="attention_mask", dtype="bool", shape=mask),
+    )
+    if is_last:
+        logits = ("batch", 1, shape.vocab_size)
+        return inputs, (TensorSpec(name="logits", dtype="float32", shape=logits),)
+    return inputs, (
+        TensorSpec(name="kept_hidden_states", dtype=dtype, shape=(*kept, width)),
+        TensorSpec(name="kept_cos", dtype=dtype, shape=(*kept, half)),
+        TensorSpec(name="kept_sin", dtype=dtype, shape=(*kept, half)),
+        TensorSpec(name="kept_indices", dtype="int64", shape=kept),
+        TensorSpec(name="scores", dtype="float32", shape=rows),
+    )
+
+
+def _prune_inputs(shape: DecoderShape) -> tuple[TensorSpec, ...]:
+    rows, half = ("batch", "sequence"), shape.head_dim // 2
+    return (
+        TensorSpec(name="prune_priority", dtype="float32", shape=rows),
+        TensorSpec(name="score_cos", dtype="float32", shape=(*rows, half)),
+        TensorSpec(name="score_sin", dtype="float32", shape=(*rows, half)),
+        TensorSpec(name="score_mask", dtype="float32", shape=rows),
+        TensorSpec(name="num_kept", dtype="int64", shape=(1,)),
     )
 
 
@@ -194,3 +329,26 @@ def _cache_specs(
 ) -> list[TensorSpec]:
     dims = ("batch", shape.num_key_value_heads, length, shape.head_dim)
     return [TensorSpec(name=n, dtype=dtype, shape=dims) for n in cache_names(prefix, layers)]
+
+
+def _main_opset(opsets: Collection[int]) -> int:
+    return max((opset for opset in opsets if opset != IN_PLACE_OPSET), default=IN_PLACE_OPSET)
+
+
+def _graph_spec(name: str, contracts: Mapping[int, _Contract]) -> GraphSpec:
+    """Return a graph with a form for each opset; its own contract is that of the main form."""
+    main = _main_opset(contracts)
+    inputs, outputs = contracts[main]
+    forms = []
+    for opset, contract in contracts.items():
+        differs = contract != contracts[main]
+        forms.append(
+            GraphForm(
+                opset=opset,
+                file=f"onnx/{name}{'' if opset == main else f'.opset{opset}'}.onnx",
+                tensorrt=TENSORRT_VERSIONS[opset],
+                inputs=contract[0] if differs else None,
+                outputs=contract[1] if differs else None,
+            )
+        )
+    return GraphSpec(name=name, forms=tuple(forms), inputs=inputs, outputs=outputs)

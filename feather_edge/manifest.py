@@ -28,6 +28,10 @@ class Rotary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         theta: base of the frequencies.
         scaling: ``linear`` divides every frequency by ``factor``; ``llama3`` does so smoothly
             for long wavelengths only.
+        sections: of M-RoPE, where a visual token has a time, a row and a column instead of one
+            position: how many of the Dh/2 frequencies turn by each. None for one position.
+        is_interleaved: the sections take turns, time first, until rows and columns have theirs;
+            otherwise they follow each other.
     """
 
     head_dim: int
@@ -37,6 +41,8 @@ class Rotary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     low_freq_factor: float = 1.0
     high_freq_factor: float = 1.0
     original_max_positions: int = 0
+    sections: tuple[int, int, int] | None = None
+    is_interleaved: bool = False
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

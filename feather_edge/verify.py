@@ -1,6 +1,6 @@
 """Compare what runs a bundle's graphs with ONNX Runtime, graph by graph and answer by answer.
 
-The reference is ONNX Runtime on the CPU with the newest form of each graph. It answers first, and
+The reference is ONNX Runtime on the CPU with the main form of each graph. It answers first, and
 what enters and leaves every graph is kept. Then the backend under test runs each graph on exactly
 the same inputs, so one graph's error does not hide in the next one's, and answers on its own. The
 two are never open at once: on a Jetson both would share one memory.
@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from feather_edge.errors import BackendError, RequestError
+from feather_edge.evaluate.cache_forms import as_grown_outputs, as_taken_by
 from feather_edge.evaluate.parity import compare, count_equal, is_top_k, overlap
 from feather_edge.evaluate.parity_report import (
     AnswerReport,
@@ -23,7 +24,7 @@ from feather_edge.evaluate.parity_report import (
     worst_samples,
 )
 from feather_edge.evaluate.recording import GraphRun, Recorder
-from feather_edge.recipes.precision import beyond_opset_18
+from feather_edge.recipes.precision import is_dynamic
 from feather_edge.runtime.backend_names import ENGINE_BACKENDS
 from feather_edge.runtime.backends import create_backend
 from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -57,6 +58,7 @@ def verify(
     *,
     backend: str,
     target: str | None = None,
+    cuda_graphs: bool = True,
     opset: int | None = None,
     samples: Sequence[Sample] = (),
     layers: bool = False,
@@ -70,6 +72,7 @@ def verify(
         backend: ``onnxruntime``, which then runs another form of the graphs, or one that runs
             engines.
         target: whose engines; None takes those of the only target.
+        cuda_graphs: whether decode steps of engines may be captured.
         opset: of the form that ``onnxruntime`` runs; None takes the oldest.
         samples: what to ask; none takes shipped scenes.
         layers: also compare what each layer gives; ONNX forms only.
@@ -81,16 +84,17 @@ def verify(
         BackendError: if a backend is missing or fails.
     """
     # 1. Who is compared, and on what?
-    forms = sorted(form.opset for form in bundle.vision_encoder.forms)
-    opset = _opset_under_test(bundle, backend, opset, forms, layers=layers)
+    reference = bundle.vision_encoder.main_form.opset
+    opset = _opset_under_test(bundle, backend, opset, layers=layers)
     samples = samples or shipped_samples()
     # 2. The reference answers; what enters and leaves every graph is kept.
-    recorder = Recorder(_FormBackend(bundle, forms[-1], layers=layers))
+    recorder = Recorder(_FormBackend(bundle, reference, layers=layers))
     with Session(bundle, recorder) as session:
         expected = [_answer(session, sample, recorder=recorder) for sample in samples]
     # 3. The backend under test runs every graph on the same inputs, 4. and answers on its own.
     if opset is None:
-        tested, name = create_backend(backend, bundle, target=target), backend
+        tested = create_backend(backend, bundle, target=target, cuda_graphs=cuda_graphs)
+        name = backend
     else:
         tested = _FormBackend(bundle, opset, layers=layers)
         name = f"{backend} with opset {opset}"
@@ -100,18 +104,20 @@ def verify(
             _compare_answers(sample.name, _answer(session, sample), answer)
             for sample, answer in zip(samples, expected, strict=True)
         )
+        notes = session.notes
     if lowest_cosine is None:
         is_fp32 = bundle.manifest.recipe.precision == "fp32"
         lowest_cosine = LOWEST_COSINE_FP32 if is_fp32 else LOWEST_COSINE
     return VerifyReport(
         bundle=str(bundle.path),
         tested=name,
-        reference=f"onnxruntime with opset {forms[-1]}",
+        reference=f"onnxruntime with opset {reference}",
         lowest_cosine=lowest_cosine,
         lowest_overlap=LOWEST_OVERLAP if lowest_overlap is None else lowest_overlap,
         tensors=worst_samples(tensors),
         kept=tuple(kept),
         answers=answers,
+        notes=notes,
         first_bad=next((each for each in tensors if each.is_bad(lowest_cosine)), None),
     )
 
@@ -127,7 +133,7 @@ class _FormBackend(OnnxRuntimeBackend):
 
     def open(self, file: Path, spec: GraphSpec) -> Graph:  # noqa: ARG002 - another form's file
         (form,) = (form for form in spec.forms if form.opset == self._opset)
-        path = self._bundle.path / form.file
+        path, spec = self._bundle.path / form.file, spec.of(form)
         if not self._layers:
             return super().open(path, spec)
         from feather_edge.export.layer_outputs import with_layer_outputs
@@ -137,9 +143,9 @@ class _FormBackend(OnnxRuntimeBackend):
 
 
 def _opset_under_test(
-    bundle: Bundle, backend: str, opset: int | None, forms: list[int], *, layers: bool
+    bundle: Bundle, backend: str, opset: int | None, *, layers: bool
 ) -> int | None:
-    """Return the opset of the form to compare with the newest one, None for engines."""
+    """Return the opset of the form to compare with the main one, None for engines."""
     if backend in ENGINE_BACKENDS:
         if layers:
             raise RequestError(
@@ -151,20 +157,22 @@ def _opset_under_test(
         if opset is not None:
             raise RequestError(f"opset is for onnxruntime; an engine of {backend} has its own")
         return None
-    if len(forms) == 1:
-        beyond = beyond_opset_18(bundle.manifest.recipe)
-        remedy = f"opset 18 cannot hold {beyond}, so compare engines, or precisions with "
-        remedy += "--precision-report"
+    reference = bundle.vision_encoder.main_form.opset
+    others = sorted({form.opset for form in bundle.vision_encoder.forms} - {reference})
+    if not others:
+        remedy = "export it again without --opset"
+        if is_dynamic(bundle.manifest.recipe):
+            remedy = "int8-dynamic has no other form; compare precisions with --precision-report"
         raise RequestError(
-            f"{bundle.path} has its graphs in opset {forms[0]} alone, so there is nothing to "
-            f"compare; {remedy if beyond else 'export it with --opset both'}"
+            f"{bundle.path} has its graphs in opset {reference} alone, so there is nothing to "
+            f"compare; {remedy}"
         )
-    if opset is not None and opset not in forms[:-1]:
+    if opset is not None and opset not in others:
         raise RequestError(
-            f"opset {opset} cannot be compared with the reference, opset {forms[-1]}; choose "
-            f"{', '.join(map(str, forms[:-1]))}"
+            f"opset {opset} cannot be compared with the reference, opset {reference}; choose "
+            f"{', '.join(map(str, others))}"
         )
-    return forms[0] if opset is None else opset
+    return others[0] if opset is None else opset
 
 
 def _answer(
@@ -191,9 +199,14 @@ def _replay(
     tensors: list[TensorReport] = []
     kept: list[KeptReport] = []
     for run in runs:
-        inputs = {name: backend.upload(values) for name, values in run.inputs.items()}
-        outputs = graphs[run.spec.name].run(inputs)
-        found = {name: backend.download(tensor) for name, tensor in outputs.items()}
+        graph = graphs[run.spec.name]
+        taken, num_total = as_taken_by(graph, run.inputs)
+        outputs = graph.run({name: backend.upload(values) for name, values in taken.items()})
+        found = as_grown_outputs(
+            graph,
+            {name: backend.download(tensor) for name, tensor in outputs.items()},
+            num_total=num_total,
+        )
         if "kept_indices" in found:
             report = _compare_kept(run, found)
             kept += [report] if run.phase == "prefill" else []

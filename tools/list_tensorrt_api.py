@@ -25,6 +25,7 @@ LISTINGS = Path(__file__).parent.parent / "feather_edge" / "engines" / "tensorrt
 WHEELS = (
     ("tensorrt-cu12-bindings", "10.3.0", "tensorrt_bindings"),  # JetPack 6.2
     ("tensorrt-cu12-bindings", "10.13.3.9", "tensorrt_bindings"),  # JetPack 7.0
+    ("tensorrt-cu12-bindings", "10.15.1.29", "tensorrt_bindings"),  # first with caches in place
     ("tensorrt-cu12-bindings", "11.4.0.106", "tensorrt_bindings"),
     ("tensorrt-rtx-cu13-bindings", "1.7.1.116", "tensorrt_rtx_bindings"),
 )

@@ -149,7 +149,7 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--layers", type=int, default=SIZES["num_hidden_layers"])
     parser.add_argument("--width", type=int, default=SIZES["hidden_size"])
     parser.add_argument("--intermediate", type=int, default=SIZES["intermediate_size"])
-    parser.add_argument("--opset", choices=["18", "23"], default="23")
+    parser.add_argument("--opset", choices=["18", "23", "24"], default="23")
     parser.add_argument("--compute-capability", default="8.6")
     options = parser.parse_args(arguments)
     head_dim = SIZES["head_dim"]

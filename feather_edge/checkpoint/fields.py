@@ -70,6 +70,18 @@ class ConfigFields:
             raise self._wrong(name, value, "a number above 0")
         return float(value)
 
+    def numbers(self, name: str, count: int) -> tuple[float, ...]:
+        """Return ``count`` numbers; one number stands for as many of it.
+
+        Raises:
+            CheckpointError: if the value is something else.
+        """
+        value = self.get(name)
+        values = value if isinstance(value, list | tuple) else [value] * count
+        if len(values) != count or any(type(v) not in (int, float) for v in values):
+            raise self._wrong(name, value, f"{count} numbers")
+        return tuple(float(v) for v in values)
+
     def text(self, name: str) -> str:
         """Return a text.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import msgspec
 import numpy as np
 
+from feather_edge.checkpoint.fields import config_part
 from feather_edge.checkpoint.reader import read_json_object
 from feather_edge.errors import CheckpointError, UnsupportedModelError
 
@@ -62,7 +63,26 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "image_mean": _HALF,
         "image_std": _HALF,
     },
+    "LlavaNextImageProcessor": _CLIP_DEFAULTS,
+    "LlavaOnevisionImageProcessor": {
+        **_COMMON_DEFAULTS,
+        "size": {"height": 384, "width": 384},
+        "do_center_crop": False,
+        "image_mean": _CLIP_MEAN,
+        "image_std": _CLIP_STD,
+    },
+    "GotOcr2ImageProcessor": {
+        **_COMMON_DEFAULTS,
+        "size": {"height": 384, "width": 384},
+        "do_center_crop": False,
+        "image_mean": _CLIP_MEAN,
+        "image_std": _CLIP_STD,
+    },
 }
+
+
+WHOLE_IMAGE = ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor")
+"""Processors that make one array of one image."""
 
 
 _OLD_NAMES = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
@@ -106,26 +126,41 @@ class PreprocessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 def read_preprocess_config(folder: Path) -> PreprocessConfig:
     """Return the preprocessing of a checkpoint folder.
 
-    transformers 5 nests it in processor_config.json, and reads that before
+    Raises:
+        CheckpointError: no file holds it, or a value is no sensible one.
+        UnsupportedModelError: it is of a kind that is not supported.
+    """
+    return preprocess_config(read_image_processor(folder))
+
+
+def read_image_processor(folder: Path) -> dict[str, Any]:
+    """Return the settings of a checkpoint folder's image processor as they are in the file.
+
+    transformers 5 nests them in processor_config.json, and reads that before
     preprocessor_config.json where both exist; so does this.
 
     Raises:
-        CheckpointError: neither file holds it, or a value is no sensible one.
-        UnsupportedModelError: it is of a kind that is not supported.
+        CheckpointError: neither file holds them.
     """
     for name in (PROCESSOR_FILE, PREPROCESSOR_FILE):
         if (folder / name).is_file():
             raw = read_json_object(folder / name)
             if name == PREPROCESSOR_FILE or "image_processor" in raw:
-                return preprocess_config(raw)
+                return config_part(raw, "image_processor") or raw
     raise CheckpointError(
         f"{folder} does not say how to preprocess images: it has no {PREPROCESSOR_FILE} and no "
         f"{PROCESSOR_FILE} with an image_processor; copy the file from the original checkpoint"
     )
 
 
-def preprocess_config(raw: dict[str, Any]) -> PreprocessConfig:
+def preprocess_config(
+    raw: dict[str, Any], *, kinds: tuple[str, ...] = WHOLE_IMAGE
+) -> PreprocessConfig:
     """Normalise the content of preprocessor_config.json or processor_config.json.
+
+    Args:
+        raw: the file's content.
+        kinds: image processors to accept. For those that tile, what is returned is of one tile.
 
     Raises:
         CheckpointError: a value is no sensible one.
@@ -134,20 +169,22 @@ def preprocess_config(raw: dict[str, Any]) -> PreprocessConfig:
     raw = raw.get("image_processor", raw)
     named = raw.get("image_processor_type") or raw.get("feature_extractor_type") or "none"
     kind = _OLD_NAMES.get(named, str(named).removesuffix("Fast").removesuffix("Pil"))
-    if kind not in _DEFAULTS:
+    if kind not in kinds:
         raise UnsupportedModelError(
             f"image preprocessing: image_processor_type {named!r} is not supported; supported "
-            f"are {', '.join(_DEFAULTS)}, each with or without Fast at the end"
+            f"are {', '.join(kinds)}, each with or without Fast at the end"
         )
     # transformers takes a null for "not given".
     given = {key: value for key, value in raw.items() if value is not None}
     settings = {**_DEFAULTS[kind], **given}
-    if settings["do_pad"] and kind != "LlavaImageProcessor":
+    # Processors that tile pad batches, which is no step of one image.
+    has_padding = bool(settings["do_pad"]) and kind in WHOLE_IMAGE
+    if has_padding and kind != "LlavaImageProcessor":
         raise UnsupportedModelError(f"image preprocessing: do_pad of {kind} is not supported")
     mean = _channels(settings, "image_mean") if settings["do_normalize"] else None
     shortest_edge, resize_to = _resize_target(settings) if settings["do_resize"] else (None, None)
     config = PreprocessConfig(
-        pad_color=_pad_color(_channels(settings, "image_mean")) if settings["do_pad"] else None,
+        pad_color=pad_color(_channels(settings, "image_mean")) if has_padding else None,
         resize_shortest_edge=shortest_edge,
         resize_to=resize_to,
         resample=_resample(settings["resample"]),
@@ -227,6 +264,7 @@ def _number(key: str, value: Any) -> float:
     return float(value)
 
 
-def _pad_color(mean: tuple[float, float, float]) -> tuple[int, int, int]:
+def pad_color(mean: tuple[float, float, float]) -> tuple[int, int, int]:
+    """Return the grey levels of the colour that a processor takes for the mean."""
     red, green, blue = (int(value * 255) for value in mean)
     return red, green, blue

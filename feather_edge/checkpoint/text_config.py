@@ -12,7 +12,9 @@ from typing import Any, Literal, get_args
 from feather_edge.checkpoint.fields import ConfigFields, check_model_type, config_part
 from feather_edge.errors import CheckpointError, UnsupportedModelError
 
-TextModelType = Literal["llama", "mistral", "qwen2", "qwen3"]
+PlainTextModelType = Literal["llama", "mistral", "qwen2", "qwen3"]
+"""Text models of their own, which many families have."""
+TextModelType = PlainTextModelType | Literal["qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"]
 RopeType = Literal["linear", "llama3"]
 
 _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -73,6 +75,31 @@ _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
+_QWEN2_VL_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 152064,
+    "hidden_size": 8192,
+    "intermediate_size": 29568,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-5,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 80,
+    "rope_theta": 1e6,
+    "mrope_section": (16, 24, 24),
+}
+_TEXT_DEFAULTS["qwen2_vl_text"] = _TEXT_DEFAULTS["qwen2_5_vl_text"] = _QWEN2_VL_DEFAULTS
+_TEXT_DEFAULTS["qwen3_vl_text"] = {
+    **_TEXT_DEFAULTS["qwen3"],
+    "max_position_embeddings": 128000,
+    "sliding_window": None,
+    "rope_theta": 5e5,
+    "mrope_section": (24, 20, 20),
+}
+
 _DEFAULT_ROPE_THETA = 10_000.0
 
 
@@ -98,6 +125,19 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mrope:
+    """Rotary embedding by time, row and column.
+
+    Attributes:
+        sections: pairs of a head that turn by each; they sum to half of its width.
+        is_interleaved: the sections take turns instead of following each other.
+    """
+
+    sections: tuple[int, int, int]
+    is_interleaved: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TextConfig:
     """The decoder of a VLM.
 
@@ -110,6 +150,7 @@ class TextConfig:
         max_positions: positions a prompt and its answer may use: max_position_embeddings, or the
             sliding window if it is smaller, because within it a sliding window has no effect.
         rope_scaling: None for plain rotary embeddings.
+        mrope: None where a row has one position.
     """
 
     model_type: TextModelType
@@ -124,6 +165,7 @@ class TextConfig:
     hidden_act: str
     rope_theta: float
     rope_scaling: RopeScaling | None
+    mrope: Mrope | None
     attention_bias: bool
     output_bias: bool
     mlp_bias: bool
@@ -132,11 +174,14 @@ class TextConfig:
     max_positions: int
 
 
-def text_config(raw: dict[str, Any]) -> TextConfig:
+def text_config(
+    raw: dict[str, Any], *, supported: tuple[str, ...] = get_args(PlainTextModelType)
+) -> TextConfig:
     """Return the decoder's config.
 
     Args:
         raw: config.json of the whole VLM; its text_config holds the decoder.
+        supported: model types that the family may have.
 
     Raises:
         CheckpointError: a value is no sensible one.
@@ -144,7 +189,7 @@ def text_config(raw: dict[str, Any]) -> TextConfig:
     """
     part = config_part(raw, "text_config")
     model_type: TextModelType = part.get("model_type", "llama")
-    check_model_type("text_config", model_type, get_args(TextModelType))
+    check_model_type("text_config", model_type, supported)
     fields = ConfigFields("text_config", part, _TEXT_DEFAULTS[model_type])
     num_attention_heads = fields.size("num_attention_heads")
     num_key_value_heads = fields.size("num_key_value_heads", if_none=num_attention_heads)
@@ -154,8 +199,10 @@ def text_config(raw: dict[str, Any]) -> TextConfig:
             f"num_key_value_heads {num_key_value_heads}"
         )
     hidden_size = fields.size("hidden_size")
-    # Only llama and qwen3 read this flag; qwen2 always has q, k and v biases, mistral has none.
-    is_flagged = model_type in {"llama", "qwen3"} and bool(fields.get("attention_bias"))
+    head_dim = _head_dim(fields, hidden_size, num_attention_heads)
+    # Only these read the flag; Qwen2's always have q, k and v biases, mistral has none.
+    reads_flag = model_type in {"llama", "qwen3", "qwen3_vl_text"}
+    is_flagged = reads_flag and bool(fields.get("attention_bias"))
     tied = raw.get("tie_word_embeddings") or part.get("tie_word_embeddings")
     return TextConfig(
         model_type=model_type,
@@ -165,15 +212,16 @@ def text_config(raw: dict[str, Any]) -> TextConfig:
         num_layers=fields.size("num_hidden_layers"),
         num_attention_heads=num_attention_heads,
         num_key_value_heads=num_key_value_heads,
-        head_dim=_head_dim(fields, hidden_size, num_attention_heads),
+        head_dim=head_dim,
         rms_norm_eps=fields.positive("rms_norm_eps"),
         hidden_act=fields.text("hidden_act"),
-        rope_theta=_rope_theta(part),
+        rope_theta=_rope_theta(part, fields),
         rope_scaling=_rope_scaling(part, fields),
-        attention_bias=is_flagged or model_type == "qwen2",
+        mrope=_mrope(model_type, part, fields, head_dim),
+        attention_bias=is_flagged or model_type.startswith("qwen2"),
         output_bias=is_flagged,
         mlp_bias=model_type == "llama" and bool(fields.get("mlp_bias")),
-        has_qk_norm=model_type == "qwen3",
+        has_qk_norm=model_type.startswith("qwen3"),
         tie_word_embeddings=bool(tied),
         max_positions=_max_positions(model_type, fields),
     )
@@ -203,8 +251,8 @@ def _rope_parameters(part: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def _rope_theta(part: dict[str, Any]) -> float:
-    theta = part.get("rope_theta")
+def _rope_theta(part: dict[str, Any], fields: ConfigFields) -> float:
+    theta = fields.get("rope_theta")
     theta = _DEFAULT_ROPE_THETA if theta is None else theta
     parameters = {"rope_theta": theta, **_rope_parameters(part)}
     return ConfigFields("text_config", parameters, {}).positive("rope_theta")
@@ -218,7 +266,7 @@ def _rope_scaling(part: dict[str, Any], fields: ConfigFields) -> RopeScaling | N
         raise UnsupportedModelError(
             f"text_config: partial_rotary_factor {partial} is not supported; only 1.0 is"
         )
-    if kind in ("default", None):
+    if kind in ("default", None) or (kind == "mrope" and fields.get("mrope_section")):
         return None
     supported: tuple[str, ...] = get_args(RopeType)
     if kind not in supported:
@@ -242,11 +290,34 @@ def _rope_scaling(part: dict[str, Any], fields: ConfigFields) -> RopeScaling | N
     )
 
 
+def _mrope(
+    model_type: str, part: dict[str, Any], fields: ConfigFields, head_dim: int
+) -> Mrope | None:
+    """Return the sections of a decoder that has them by default."""
+    default = fields.get("mrope_section")
+    if default is None:
+        return None
+    parameters = _rope_parameters(part)
+    sections = parameters.get("mrope_section", list(default))
+    is_list = isinstance(sections, list) and len(sections) == 3
+    if not is_list or any(type(size) is not int or size < 1 for size in sections):
+        raise CheckpointError(
+            f"text_config: mrope_section is {sections!r}; it must be three counts of at least 1"
+        )
+    if sum(sections) != head_dim // 2:
+        raise CheckpointError(
+            f"text_config: mrope_section {sections} must sum to half of head_dim {head_dim}"
+        )
+    time, row, column = sections
+    # Only the code of the model type says so; mrope_interleaved in its configs is not read.
+    return Mrope(sections=(time, row, column), is_interleaved=model_type == "qwen3_vl_text")
+
+
 def _max_positions(model_type: str, fields: ConfigFields) -> int:
     max_positions = fields.size("max_position_embeddings")
     if model_type == "llama" or fields.get("sliding_window") is None:
         return max_positions
-    if model_type in {"qwen2", "qwen3"} and not _has_sliding_layers(fields):
+    if model_type.startswith("qwen") and not _has_sliding_layers(fields):
         return max_positions
     return min(max_positions, fields.size("sliding_window"))
 

@@ -54,8 +54,8 @@ precision_options = all_of(
     click.option(
         "--opset",
         type=click.Choice(get_args(OpsetName)),
-        show_default="both, or 23 where 18 cannot hold the precision",
-        help="Form of the graphs: 18 for TensorRT before 10.15, 23 for all else; weights are "
-        "shared.",
+        show_default="every form that can hold the precision",
+        help="Form of the graphs: 18 for TensorRT before 10.15, 23 for all else, 24 for KV caches "
+        "in place with TensorRT; weights are shared.",
     ),
 )

@@ -25,7 +25,9 @@ __all__ = [
     "backend_option",
     "backend_options",
     "box_format_option",
+    "cuda_graphs_option",
     "emit_json",
+    "engine_run_options",
     "json_option",
     "lay_over",
     "only_given",
@@ -202,6 +204,17 @@ backend_options = all_of(
     ),
     target_option,
 )
+
+cuda_graphs_option = click.option(
+    "--no-cuda-graphs",
+    "cuda_graphs",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Launch every kernel of a decode step of TensorRT anew, for comparison.",
+)
+
+engine_run_options = all_of(target_option, cuda_graphs_option)
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document instead of text."

@@ -34,5 +34,5 @@ def print_parity(report: VerifyReport, *, with_all: bool) -> None:
             for k in report.kept
         ],
     )
-    for each in report.answers:
-        click.echo(each.summary)
+    for line in report.last_lines:
+        click.echo(line)

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from feather_edge.cli._options import (
     backend_options,
+    cuda_graphs_option,
     emit_json,
     json_option,
-    lay_over,
-    only_given,
     pruning_options,
     region_options,
-    require_stages,
     sampling_options,
     stages_option,
 )
-
-if TYPE_CHECKING:
-    from feather_edge.pruning import Region
-    from feather_edge.runtime.session import Session
+from feather_edge.cli._requests import request_options
 
 
 @click.command(
@@ -45,6 +40,7 @@ if TYPE_CHECKING:
 @stages_option(default="the bundle's", help_text="Fixed by the export; others are refused.")
 @sampling_options
 @backend_options
+@cuda_graphs_option
 @json_option
 def command(
     *,
@@ -54,6 +50,7 @@ def command(
     max_new_tokens: int | None,
     backend: str,
     target: str | None,
+    cuda_graphs: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -65,36 +62,13 @@ def command(
     from feather_edge.runtime.session import Session
 
     pictures = [sys.stdin.buffer.read() if str(path) == "-" else path for path in images]
-    with Session.open(bundle, backend=backend, target=target) as session:
-        request = _request(session, **options) | {"max_new_tokens": max_new_tokens}
+    with Session.open(bundle, backend=backend, target=target, cuda_graphs=cuda_graphs) as session:
+        request = request_options(session, **options) | {"max_new_tokens": max_new_tokens}
         if as_json:
             emit_json(session.generate(pictures, prompt, **request).to_dict())
             return
         for token in session.stream(pictures, prompt, **request):
             click.echo(token.text, nl=False)
         click.echo()
-
-
-def _request(
-    session: Session,
-    *,
-    stages: tuple[int, ...] | None,
-    prune: str | None,
-    pre_prune: str | None,
-    temperature: float | None,
-    top_p: float | None,
-    seed: int | None,
-    protect: tuple[Region, ...],
-    forbid: tuple[Region, ...],
-    **options: Any,
-) -> dict[str, Any]:
-    """Lay the options that were given over the bundle's own defaults."""
-    from feather_edge.runtime.sampling import Sampling
-
-    require_stages(session.bundle, stages)
-    given = {"criterion": prune, "pre_criterion": pre_prune, "seed": seed, **options}
-    return {
-        "pruning": lay_over(session.pruning, **given),
-        "regions": (*protect, *forbid),
-        "sampling": Sampling(**only_given(temperature=temperature, top_p=top_p, seed=seed)),
-    }
+        for note in session.notes:
+            click.echo(f"note: {note}", err=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from feather_edge.cli._options import BACKENDS, emit_json, json_option, target_option
+from feather_edge.cli._options import BACKENDS, emit_json, engine_run_options, json_option
 from feather_edge.cli._parity_tables import print_parity
 from feather_edge.cli._precision_report import precision_report_options, run_precision_report
 
@@ -19,14 +19,14 @@ from feather_edge.cli._precision_report import precision_report_options, run_pre
 @click.option(
     "--backend",
     type=click.Choice([name for name in BACKENDS if name != "auto"]),
-    help="What to compare with ONNX Runtime: engines, or with onnxruntime the other opset.",
+    help="What to compare with ONNX Runtime: engines, or with onnxruntime another opset.",
 )
-@target_option
+@engine_run_options
 @click.option(
     "--opset",
     type=click.IntRange(min=1),
     show_default="the oldest",
-    help="With onnxruntime: the form of the graphs to compare with the newest one.",
+    help="With onnxruntime: the form of the graphs to compare with the one that it runs.",
 )
 @click.option(
     "--image",

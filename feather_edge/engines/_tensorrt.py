@@ -6,7 +6,8 @@ what differs                          how it is met here
 two packages                          Polygraphy's loaders take ``tensorrt`` or ``tensorrt_rtx``
 precision flags (gone in 11)          none are used: networks are strongly typed, always
 fused attention (10.14 and newer)     made decomposable where the type exists and the job asks
-plugins before functions (10.7)       for older versions functions are cut from a copy of the model
+plugins before functions (10.7)       for older versions functions are cut from the model
+caches in place (10.15)               their capacity is written into the model: it must be static
 indices of TopK (32 bits before 11)   the graphs name no type for them
 timing cache                          read and written by Polygraphy; TensorRT-RTX has none
 ====================================  ==========================================================
@@ -18,9 +19,11 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from feather_edge.engines.model_bytes import model_bytes
 from feather_edge.errors import BuildError
 
 if TYPE_CHECKING:
@@ -69,16 +72,12 @@ def build_engine(job: EngineJob, *, on_phase: Callable[[str, int, int], None]) -
     Whatever TensorRT has to say goes to Polygraphy's log; the caller judges it.
     """
     trt = load(job.backend)
-    from polygraphy.backend.trt import (
-        EngineBytesFromNetwork,
-        NetworkFromOnnxPath,
-        PostprocessNetwork,
-    )
+    from polygraphy.backend.trt import EngineBytesFromNetwork, PostprocessNetwork
 
     if job.plugin is not None:
         trt.get_plugin_registry().load_library(job.plugin)
     start = time.perf_counter()
-    network = NetworkFromOnnxPath(job.model, strongly_typed=True)
+    network: Any = partial(_parse, trt, job)
     if job.decomposable_attention:
         network = PostprocessNetwork(network, lambda network: _decompose(trt, network))
     if job.plugin is not None:
@@ -94,6 +93,24 @@ def build_engine(job: EngineJob, *, on_phase: Callable[[str, int, int], None]) -
         stream.flush()
         os.fsync(stream.fileno())
     return build_s
+
+
+def _parse(trt: Any, job: EngineJob) -> tuple[Any, Any, Any]:
+    """Return builder, network and parser of a model, which may differ from its file.
+
+    Polygraphy's loader of bytes does not say where the weights are.
+    """
+    from polygraphy.backend.trt import CreateNetwork, get_trt_logger
+    from polygraphy.logger import G_LOGGER
+
+    builder, network = CreateNetwork(strongly_typed=True)()
+    parser = trt.OnnxParser(network, get_trt_logger())
+    is_parsed = parser.parse(model_bytes(job), path=job.model)
+    for index in range(parser.num_errors):
+        G_LOGGER.error(str(parser.get_error(index)))
+    if not is_parsed or parser.num_errors:
+        raise BuildError(f"Could not parse ONNX correctly: {job.model}")
+    return builder, network, parser
 
 
 def _config(

@@ -15,7 +15,6 @@ from pathlib import Path
 import msgspec
 
 from feather_edge.engines import _device, _tensorrt
-from feather_edge.engines.function_strip import without_functions
 from feather_edge.engines.jobs import EngineJob, EngineResult, Environment
 from feather_edge.errors import BuildError
 
@@ -33,8 +32,7 @@ def _build(job: EngineJob, events: int) -> EngineResult:
     def on_phase(phase: str, num_done: int, num_steps: int) -> None:
         os.write(events, msgspec.json.encode([phase, num_done, num_steps]) + b"\n")
 
-    with without_functions(job) as ready:
-        build_s = _tensorrt.build_engine(ready, on_phase=on_phase)
+    build_s = _tensorrt.build_engine(job, on_phase=on_phase)
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return EngineResult(build_s=round(build_s, 3), peak_rss_mib=round(peak_kib / 1024, 1))
 

@@ -73,6 +73,11 @@ _ERRORS = (
         "TensorRT does not know this operator; register its library with --plugin LIB, or export "
         "the bundle again: graphs of feather-edge need no plugin",
     ),
+    _Rule(
+        r"must have a static sequence length",
+        "TensorRT wants the capacity of caches in place in the graph, and build-engine puts it "
+        "there; build with that command, or use --opset 23",
+    ),
     _Rule(r"K exceeds the maximum value", _FEWER_ROWS),
     _Rule(
         r"must have (the )?same (input )?types?",

@@ -25,7 +25,8 @@ class EngineJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         pool_limits: bytes of a memory pool, by its name in TensorRT.
         timing_cache: file to read and write, or None.
         plugin: library to register before parsing, or None.
-        strip_functions: whether to parse a copy without functions, so that the plugin is found.
+        strip_functions: whether to parse without functions, so that the plugin is found.
+        fixed_dims: sizes of named dimensions, parsed instead of the names.
         decomposable_attention: whether attention may run without a fused kernel.
     """
 
@@ -41,6 +42,7 @@ class EngineJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     timing_cache: str | None
     plugin: str | None
     strip_functions: bool
+    fixed_dims: dict[str, int]
     decomposable_attention: bool
 
 

@@ -33,7 +33,7 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         build_mib: peak of the process that builds it, without the tactics' workspace.
         engine_mib: of weights in the engine, which TensorRT-RTX stores for each profile.
-        cache_mib: of its KV caches, full, at the largest batch; one copy.
+        cache_mib: of its KV caches, full, at the largest batch; caches that grow are there twice.
         io_mib: of its other inputs and outputs at their largest.
     """
 
@@ -69,7 +69,7 @@ def pool_bytes(limits: tuple[str, ...]) -> dict[str, int]:
 
 
 def _io_bytes(spec: GraphSpec, profile: OptimizationProfile) -> tuple[int, int]:
-    """Return bytes of the grown caches, and of everything else that is no cache."""
+    """Return bytes of the caches, and of everything else that is no cache."""
     dims: dict[str, int] = {}
     for tensor in spec.inputs:
         largest = profile.inputs[tensor.name].max
@@ -78,9 +78,10 @@ def _io_bytes(spec: GraphSpec, profile: OptimizationProfile) -> tuple[int, int]:
         dims["kept"] = profile.inputs["num_kept"].max[0]
     # Visual tokens that leave the vision encoder are counted as what enters the decoder.
     dims.setdefault("visual_tokens", 0)
-    cache = sum(_bytes(t, dims) for t in spec.outputs if t.name.startswith("present."))
-    rest = [t for t in spec.inputs if not t.name.startswith("past_key_values.")]
-    rest += [t for t in spec.outputs if not t.name.startswith("present.")]
+    num_copies = 1 if spec.caches_in_place else 2
+    cache = num_copies * sum(_bytes(t, dims) for t in spec.outputs if t.name in spec.caches)
+    rest = [t for t in spec.inputs if t.name not in spec.caches.values()]
+    rest += [t for t in spec.outputs if t.name not in spec.caches]
     return cache, sum(_bytes(tensor, dims) for tensor in rest)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from feather_edge import __version__
@@ -25,13 +26,8 @@ from feather_edge.engines.profiles import (
 from feather_edge.engines.record import RECORD_VERSION, file_hash
 from feather_edge.engines.timing_cache import timing_cache_file
 from feather_edge.errors import BuildError
-from feather_edge.graphs import NEWEST_OPSET
-from feather_edge.recipes.precision import (
-    activations,
-    beyond_opset_18,
-    head_precision,
-    vision_precision,
-)
+from feather_edge.graphs import CACHE_CAPACITY
+from feather_edge.recipes.precision import activations, beyond_opset_18, is_dynamic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EnginePlan", "check_device", "expected_environment", "notes", "plan_engines"]
 
+ATTENTION_OPSET = 23
+"""From here on attention is an operator, which TensorRT fuses as a whole or refuses."""
 PLUGIN_BEATS_FUNCTION = (10, 7)
 """From here on TensorRT prefers a plugin to a function of the same name."""
 
@@ -104,15 +102,18 @@ def plan_engines(
     limits = read_limits(bundle.manifest, bundle.schedule, recipe)
     if plugin is None:
         check_top_k(limits)
-    vision = bundle.vision_encoder
-    profiles: dict[GraphSpec, tuple[OptimizationProfile, ...]]
-    profiles = {vision: vision_profiles(vision, limits)}
-    for index, spec in enumerate(bundle.decoders):
-        profiles[spec] = decoder_profiles(spec, index, limits, profiles=recipe.profiles)
-    return tuple(
-        _plan(bundle, spec, ranges, recipe, environment, target=target, plugin=plugin)
-        for spec, ranges in profiles.items()
+    plan = partial(
+        _plan, bundle, recipe=recipe, environment=environment, target=target, plugin=plugin
     )
+    form = partial(_choose_form, bundle, recipe=recipe, environment=environment)
+    vision = bundle.vision_encoder
+    plans = [plan(vision, form(vision), vision_profiles(vision, limits))]
+    for index, graph in enumerate(bundle.decoders):
+        chosen = form(graph)
+        spec = graph.of(chosen)
+        profiles = decoder_profiles(spec, index, limits, profiles=recipe.profiles)
+        plans.append(plan(spec, chosen, profiles))
+    return tuple(plans)
 
 
 def notes(bundle: Bundle, recipe: EngineRecipe) -> tuple[str, ...]:
@@ -135,14 +136,14 @@ def notes(bundle: Bundle, recipe: EngineRecipe) -> tuple[str, ...]:
 def _plan(
     bundle: Bundle,
     spec: GraphSpec,
+    form: GraphForm,
     profiles: tuple[OptimizationProfile, ...],
+    *,
     recipe: EngineRecipe,
     environment: Environment,
-    *,
     target: str,
     plugin: Path | None,
 ) -> EnginePlan:
-    form = _choose_form(bundle, spec, recipe, environment)
     folder = engine_folder(bundle.path, target)
     engine = engine_file(folder, spec.name)
     unfinished = (folder / f".{spec.name}").absolute()
@@ -153,7 +154,7 @@ def _plan(
     precision = bundle.manifest.recipe.precision
     cache = timing_cache_file(recipe, environment, precision=precision)
     # No fused attention has float32.
-    decomposable = spec.inputs[0].dtype == "float32" and form.opset == NEWEST_OPSET
+    decomposable = spec.inputs[0].dtype == "float32" and form.opset >= ATTENTION_OPSET
     job = EngineJob(
         graph=spec.name,
         backend=recipe.backend,
@@ -167,6 +168,7 @@ def _plan(
         timing_cache=None if cache is None else str(cache.absolute()),
         plugin=None if library is None else str(library.absolute()),
         strip_functions=library is not None and _function_wins(recipe, environment),
+        fixed_dims=_fixed_dims(spec, profiles),
         decomposable_attention=decomposable,
     )
     built_for = (device.compute_capability,) if device and not is_rtx else ()
@@ -194,8 +196,14 @@ def _plan(
     return EnginePlan(engine=engine, job=job, record=record, memory=memory)
 
 
+def _fixed_dims(spec: GraphSpec, profiles: tuple[OptimizationProfile, ...]) -> dict[str, int]:
+    """Return the capacity of caches in place, which TensorRT's parser must know."""
+    past = next(iter(spec.caches_in_place.values()), None)
+    return {} if past is None else {CACHE_CAPACITY: profiles[0].inputs[past].max[2]}
+
+
 def _choose_form(
-    bundle: Bundle, spec: GraphSpec, recipe: EngineRecipe, environment: Environment
+    bundle: Bundle, spec: GraphSpec, *, recipe: EngineRecipe, environment: Environment
 ) -> GraphForm:
     """Return the newest form that the TensorRT at hand reads, or the one asked for."""
     readable = [form for form in spec.forms if _reads(form, recipe, environment)]
@@ -216,14 +224,12 @@ def _way_out(bundle: Bundle, spec: GraphSpec) -> str:
         return "choose another --opset"
     beyond = beyond_opset_18(bundle.manifest.recipe)
     if not beyond:
-        return "export with --opset both"
+        return "export with --opset all"
     return f"opset 18 cannot hold {beyond}, so export with --precision fp16"
 
 
 def _check_precision(bundle: Bundle) -> None:
-    recipe = bundle.manifest.recipe
-    chosen = (recipe.precision, vision_precision(recipe), head_precision(recipe))
-    if "int8-dynamic" in chosen:
+    if is_dynamic(bundle.manifest.recipe):
         raise BuildError(
             f"{bundle.path} holds int8-dynamic graphs, which quantise activations at run time as "
             f"CPUs like it; TensorRT has no such operator, so export with --precision int8 or int4"

@@ -10,6 +10,9 @@ prefill    1 to the limit   0: the cache is empty    1 to all rows, see below
 decode     1                1 to the capacity - 1    1: the token passes through
 =========  ===============  =======================  ==========================
 
+Caches in place have the capacity's size in both, as TensorRT demands, and T, the slots that
+attention sees, takes the place of P: S in a prefill, up to the capacity in a decode step.
+
 All rows may leave although the next segment takes fewer, because the host finishes some plans;
 where that is more than TopK can do, K ends with what the next segment takes.
 
@@ -18,7 +21,7 @@ weights), so a device that is short of memory may ask for one profile, ``both``,
 two and is tuned for prefill.
 
 Every input's shape comes from one table of dimensions, so names that stand on several inputs
-agree, which TensorRT demands, and T = P + S holds in every column.
+agree, which TensorRT demands, and where caches grow T = P + S holds in every column.
 """
 
 from __future__ import annotations
@@ -29,14 +32,14 @@ from typing import TYPE_CHECKING
 
 from feather_edge.engine_record import OptimizationProfile, ShapeRange
 from feather_edge.errors import BuildError, RecipeError, RequestError
+from feather_edge.graphs import CACHE_CAPACITY
 from feather_edge.pruning import Pruning
 from feather_edge.pruning.forecast import forecast
 from feather_edge.pruning.request import MIN_VISUAL_TOKENS
+from feather_edge.runtime.kv_cache import num_seen_slots
 from feather_edge.runtime.spans import typical_layout
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from feather_edge.engine_record import ProfileName
     from feather_edge.graphs import GraphSpec
     from feather_edge.manifest import BundleManifest
@@ -51,6 +54,8 @@ __all__ = [
     "read_limits",
     "vision_profiles",
 ]
+
+_Sizes = dict[str, tuple[int, int, int]]
 
 MAX_TOP_K = 3840
 """Largest K of TensorRT's own TopK; the plugin has no such limit."""
@@ -123,21 +128,38 @@ def decoder_profiles(
     spec: GraphSpec, index: int, limits: Limits, *, profiles: EngineProfiles = "two"
 ) -> tuple[OptimizationProfile, ...]:
     """Return the profiles of segment ``index``, whose contract is given, prefill first."""
-    rows, capacity = limits.max_rows[index], limits.capacity[index]
-    sequence = (1, limits.opt_rows[index], rows)
-    batch = (1, 1, limits.batch)
-    prefill = {"batch": batch, "sequence": sequence, "past_sequence": (0, 0, 0)}
-    past = (1, min(limits.opt_rows[index], capacity - 1), capacity - 1)
-    decode = {"batch": batch, "sequence": (1, 1, 1), "past_sequence": past}
+    prefill, decode = _decoder_sizes(spec, index, limits)
     is_last = index == len(limits.max_rows) - 1
     kept = None if is_last else (1, limits.opt_rows[index + 1], _max_kept(limits, index))
     passing = None if is_last else (1, 1, 1)
     if profiles == "one":
-        spanning = prefill | {"past_sequence": (0, 0, capacity - 1)}
+        spanning = {
+            dim: (min(low, decode[dim][0]), opt, max(high, decode[dim][2]))
+            for dim, (low, opt, high) in prefill.items()
+        }
         return (_profile("both", spec, spanning, num_kept=kept),)
     return (
         _profile("prefill", spec, prefill, num_kept=kept),
         _profile("decode", spec, decode, num_kept=passing),
+    )
+
+
+def _decoder_sizes(spec: GraphSpec, index: int, limits: Limits) -> tuple[_Sizes, _Sizes]:
+    """Return the dimensions of prefill and decode, (min, opt, max) each."""
+    rows, opt, capacity = limits.max_rows[index], limits.opt_rows[index], limits.capacity[index]
+    sequence, one = (1, opt, rows), (1, 1, 1)
+    both = {"batch": (1, 1, limits.batch)}
+    if not spec.caches_in_place:
+        past = (1, min(opt, capacity - 1), capacity - 1)
+        return (
+            both | {"sequence": sequence, "past_sequence": (0, 0, 0)},
+            both | {"sequence": one, "past_sequence": past},
+        )
+    both[CACHE_CAPACITY] = (capacity, capacity, capacity)
+    seen = (num_seen_slots(1, capacity), num_seen_slots(opt + 1, capacity), capacity)
+    return (
+        both | {"sequence": sequence, "total_sequence": sequence},
+        both | {"sequence": one, "total_sequence": seen},
     )
 
 
@@ -174,12 +196,12 @@ def _max_kept(limits: Limits, index: int) -> int:
 def _profile(
     name: ProfileName,
     spec: GraphSpec,
-    dims: Mapping[str, tuple[int, int, int]],
+    dims: _Sizes,
     *,
     num_kept: tuple[int, int, int] | None,
 ) -> OptimizationProfile:
     sizes = dict(dims)
-    if "sequence" in sizes:
+    if "past_sequence" in sizes:
         low, opt, high = (
             p + s for p, s in zip(sizes["past_sequence"], sizes["sequence"], strict=True)
         )

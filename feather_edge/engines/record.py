@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -42,7 +41,7 @@ def publish(partial: Path, engine: Path, record: EngineRecord) -> None:
     staged = partial.with_suffix(".record")
     staged.write_bytes(text)
     file.unlink(missing_ok=True)
-    os.replace(partial, engine)  # noqa: PTH105 - Path.replace is the same
+    partial.replace(engine)
     staged.replace(file)
 
 

@@ -1,13 +1,15 @@
-"""Whether TensorRT 10.3's parser can read a graph, told without TensorRT.
+"""Whether the parser of the TensorRT that a form is for can read it, told without TensorRT.
 
 The opset-18 form of a graph is for the oldest TensorRT that is supported, which nobody has at hand
 while exporting. What its parser knows is a list, so a graph can be held against it: operators, IR
-version, opset and types, in function bodies and subgraphs too. Only a build proves that a graph
-compiles; this check makes sure that it gets as far as that.
+version, opset and types, in function bodies and subgraphs too. Newer forms have the operators that
+newer parsers add, and rules of their own that break without an error, or on the device only. Only
+a build proves that a graph compiles; this check makes sure that it gets as far as that.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +21,45 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-__all__ = ["MAX_IR_VERSION", "MAX_OPSET", "check_portable", "portable_operators"]
+__all__ = ["check_portable", "portable_operators"]
 
-MAX_IR_VERSION = 10
-MAX_OPSET = 20
-TYPES = ("FLOAT", "FLOAT16", "INT32", "INT64", "BOOL")
-"""Types that every TensorRT from 10.0 on takes in every operator of our graphs."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reader:
+    """A parser: the oldest that a form is for.
+
+    Attributes:
+        tensorrt: its version.
+        max_opset: that it reads; ``max_ir_version`` likewise.
+        operators: that it knows beside those of 10.1.
+        types: that it takes everywhere; None where a build has to tell.
+    """
+
+    tensorrt: str
+    max_opset: int
+    max_ir_version: int
+    operators: frozenset[str] = frozenset()
+    types: tuple[str, ...] | None = None
+
+
+_FUSED = frozenset({"Attention", "RMSNormalization", "RotaryEmbedding"})
+READERS = {
+    18: _Reader(
+        tensorrt="10.3",
+        max_opset=20,
+        max_ir_version=10,
+        types=("FLOAT", "FLOAT16", "INT32", "INT64", "BOOL"),
+    ),
+    23: _Reader(tensorrt="10.15", max_opset=23, max_ir_version=11, operators=_FUSED),
+    24: _Reader(
+        tensorrt="10.15",
+        max_opset=24,
+        max_ir_version=11,
+        operators=_FUSED | {"TensorScatter"},
+    ),
+}
+"""By the opset of the form."""
+_NONPAD_KV_SEQLEN = 6
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 
 _OPERATORS_FILE = Path(__file__).parent / "onnx_tensorrt_10.1_ops.txt"
@@ -37,33 +72,35 @@ def portable_operators() -> frozenset[str]:
     return frozenset(line for line in lines if not line.startswith("#"))
 
 
-def check_portable(model: ir.Model, *, name: str) -> None:
-    """Refuse a model that TensorRT 10.3 cannot read.
+def check_portable(model: ir.Model, *, name: str, opset: int) -> None:
+    """Refuse a form that the oldest TensorRT it is for cannot read.
 
     Types enter a graph by inputs, weights and attributes only, so these are what is checked.
 
     Args:
         model: weights are not read.
         name: of the graph, for the message.
+        opset: of the form.
 
     Raises:
         BuildError: naming the first node or tensor that is outside, and what is allowed.
     """
-    fault = next(_faults(model), None)
+    reader = READERS[opset]
+    fault = next(_faults(model, reader), None)
     if fault is not None:
-        raise BuildError(f"graph {name} is not for TensorRT 10.3: {fault}")
+        raise BuildError(f"graph {name} is not for TensorRT {reader.tensorrt}: {fault}")
 
 
-def _faults(model: ir.Model) -> Iterator[str]:
+def _faults(model: ir.Model, reader: _Reader) -> Iterator[str]:
     import onnx_ir as ir
 
-    if model.ir_version > MAX_IR_VERSION:
-        yield f"its IR version is {model.ir_version}; at most {MAX_IR_VERSION} is read"
+    if model.ir_version > reader.max_ir_version:
+        yield f"its IR version is {model.ir_version}; at most {reader.max_ir_version} is read"
     functions = {(f.domain, f.name) for f in model.functions.values()}
     for where, imports in _opset_imports(model):
         opset = imports.get("", 0)
-        if opset > MAX_OPSET:
-            yield f"{where} is of opset {opset}; at most {MAX_OPSET} is read"
+        if opset > reader.max_opset:
+            yield f"{where} is of opset {opset}; at most {reader.max_opset} is read"
     for domain, op_type in sorted(functions):
         if op_type in portable_operators():
             yield (
@@ -71,12 +108,12 @@ def _faults(model: ir.Model) -> Iterator[str]:
                 f"parser would take instead, whatever the domain"
             )
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
-        if value.dtype is not None and value.dtype.name not in TYPES:
-            yield _wrong_type(f"tensor {value.name!r}", value.dtype)
+        yield from _type_faults(f"tensor {value.name!r}", value.dtype, reader)
     bodies: tuple[ir.Graph | ir.Function, ...] = (model.graph, *model.functions.values())
     for body in bodies:
         for node in ir.traversal.RecursiveGraphIterator(body):
-            yield from _node_faults(node, functions)
+            yield from _node_faults(node, functions, reader)
+            yield from _cache_faults(node, model)
 
 
 def _opset_imports(model: ir.Model) -> Iterator[tuple[str, dict[str, int]]]:
@@ -85,14 +122,14 @@ def _opset_imports(model: ir.Model) -> Iterator[tuple[str, dict[str, int]]]:
         yield f"function {function.domain}::{function.name}", dict(function.opset_imports)
 
 
-def _node_faults(node: ir.Node, functions: set[tuple[str, str]]) -> Iterator[str]:
+def _node_faults(node: ir.Node, functions: set[tuple[str, str]], reader: _Reader) -> Iterator[str]:
     import onnx_ir as ir
 
     where = f"node {node.name!r}"
     if node.domain not in {"", "ai.onnx"}:
         if (node.domain, node.op_type) not in functions:
             yield f"{where} is {node.domain}::{node.op_type}, which has no function in the model"
-    elif node.op_type not in portable_operators():
+    elif node.op_type not in portable_operators() | reader.operators:
         yield f"{where} is {node.op_type}, which its parser does not know"
     for attribute in node.attributes.values():
         if attribute.is_ref():
@@ -103,9 +140,23 @@ def _node_faults(node: ir.Node, functions: set[tuple[str, str]]) -> Iterator[str
             dtype = ir.DataType(attribute.as_int())
         else:
             continue
-        if dtype.name not in TYPES:
-            yield _wrong_type(f"attribute {attribute.name} of {where}", dtype)
+        yield from _type_faults(f"attribute {attribute.name} of {where}", dtype, reader)
 
 
-def _wrong_type(subject: str, dtype: ir.DataType) -> str:
-    return f"{subject} is {dtype.name.lower()}; allowed are {', '.join(TYPES).lower()}"
+def _type_faults(subject: str, dtype: ir.DataType | None, reader: _Reader) -> Iterator[str]:
+    if dtype is not None and reader.types is not None and dtype.name not in reader.types:
+        yield f"{subject} is {dtype.name.lower()}; allowed are {', '.join(reader.types).lower()}"
+
+
+def _cache_faults(node: ir.Node, model: ir.Model) -> Iterator[str]:
+    """What of caches in place the parser takes otherwise than it is meant, or not at all."""
+    where = f"node {node.name!r}"
+    if node.op_type == "Attention" and len(node.inputs) > _NONPAD_KV_SEQLEN:
+        yield f"{where} gives nonpad_kv_seqlen, which its parser drops; use a mask"
+    if node.op_type != "TensorScatter":
+        return
+    if node.inputs[0] not in model.graph.inputs or node.outputs[0] not in model.graph.outputs:
+        yield f"{where} updates what is not an input and an output of the graph"
+    mode = node.attributes.get_string("mode", "linear")
+    if mode != "linear":
+        yield f"{where} updates in mode {mode}; only linear is read"

@@ -71,12 +71,19 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     kept: tuple[KeptReport, ...]
     answers: tuple[AnswerReport, ...]
     first_bad: TensorReport | None
+    notes: tuple[str, ...] = ()
 
     @property
     def worst_of_each_graph(self) -> list[TensorReport]:
         """Of each graph and phase the output that differs most."""
         worst = {(t.graph, t.phase): t for t in sorted(self.tensors, key=lambda t: t.severity)}
         return [worst[key] for key in dict.fromkeys((t.graph, t.phase) for t in self.tensors)]
+
+    @property
+    def last_lines(self) -> list[str]:
+        """What each answer came to, and how the backend ran where that is unusual."""
+        notes = [f"note: {note}" for note in self.notes]
+        return [each.summary for each in self.answers] + notes
 
     def check(self) -> None:
         """Refuse what differs too much.

@@ -6,17 +6,18 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from feather_edge.evaluate.cache_forms import as_grown_inputs, as_grown_outputs, as_taken_by
 from feather_edge.graphs import VISION_ENCODER
 from feather_edge.runtime.backends.base import Backend, Graph, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from feather_edge.graphs import GraphSpec
+    from feather_edge.graphs import DType, GraphSpec
 
 __all__ = ["GraphRun", "Phase", "Recorder"]
 
@@ -25,7 +26,7 @@ Phase = Literal["images", "prefill", "decode"]
 
 @dataclass(frozen=True, kw_only=True)
 class GraphRun:
-    """One run of one graph, inputs and outputs in the order of its contract."""
+    """One run of one graph, as if its caches grew: see ``cache_forms``."""
 
     sample: str
     phase: Phase
@@ -61,7 +62,7 @@ class Recorder(Backend):
 
     def open(self, file: Path, spec: GraphSpec) -> Graph:
         """See ``Backend.open``."""
-        return _RecordedGraph(self, self._backend.open(file, spec), spec)
+        return _RecordedGraph(self, self._backend.open(file, spec))
 
     def upload(self, array: NDArray[np.generic]) -> Tensor:
         """See ``Backend.upload``."""
@@ -71,46 +72,77 @@ class Recorder(Backend):
         """See ``Backend.download``."""
         return self._backend.download(tensor)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See ``Backend.notes``."""
+        return self._backend.notes
+
+    def zeros(self, shape: tuple[int, ...], dtype: DType) -> Tensor:
+        """See ``Backend.zeros``."""
+        return self._backend.zeros(shape, dtype)
+
     def take_rows(self, tensor: Tensor, rows: NDArray[np.int64]) -> Tensor:
         """See ``Backend.take_rows``."""
         return self._backend.take_rows(tensor, rows)
 
-    def record(
-        self, spec: GraphSpec, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
-    ) -> None:
-        """Keep one run, unless it is a later decode step."""
+    def wants(self, spec: GraphSpec) -> bool:
+        """Count a run of a graph; return whether it is kept, not a later decode step."""
         self._counts[spec.name] += 1
-        if self._counts[spec.name] > 2:
-            return
+        return self._counts[spec.name] <= 2
+
+    def record(
+        self, spec: GraphSpec, inputs: dict[str, NDArray[Any]], outputs: dict[str, NDArray[Any]]
+    ) -> None:
+        """Keep the run that was counted last."""
         first: Phase = "images" if spec.name == VISION_ENCODER else "prefill"
         self.runs.append(
             GraphRun(
                 sample=self._sample,
                 phase=first if self._counts[spec.name] == 1 else "decode",
                 spec=spec,
-                inputs={name: self._values(inputs[name]) for name in inputs},
-                outputs={name: self._values(tensor) for name, tensor in outputs.items()},
+                inputs=inputs,
+                outputs=outputs,
             )
         )
 
-    def _values(self, tensor: Tensor) -> NDArray[Any]:
-        """Return a handle's values; what one graph gives and the next takes is kept once.
+    def values(
+        self, tensors: Mapping[str, Tensor], *, changing: Collection[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Return the values of handles; what one graph gives and the next takes is kept once.
 
-        A copy: what a backend downloads may live no longer than its handle.
+        Copies: what a backend downloads may live no longer than its handle, and the ``changing``
+        ones are updated in place.
         """
+        return {
+            name: self._backend.download(tensor).copy()
+            if name in changing
+            else self._unchanging(tensor)
+            for name, tensor in tensors.items()
+        }
+
+    def _unchanging(self, tensor: Tensor) -> NDArray[Any]:
         if id(tensor) not in self._arrays:
             self._arrays[id(tensor)] = (tensor, self._backend.download(tensor).copy())
         return self._arrays[id(tensor)][1]
 
 
 class _RecordedGraph(Graph):
-    def __init__(self, recorder: Recorder, graph: Graph, spec: GraphSpec) -> None:
+    def __init__(self, recorder: Recorder, graph: Graph) -> None:
+        self.spec = graph.spec
+        self.limits = graph.limits
         self._recorder = recorder
         self._graph = graph
-        self._spec = spec
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See ``Graph.run``."""
+        recorder, caches = self._recorder, self.spec.caches_in_place
+        if not recorder.wants(self.spec):
+            return self._graph.run(inputs)
+        before = as_grown_inputs(self, recorder.values(inputs, changing=caches.values()))
         outputs = self._graph.run(inputs)
-        self._recorder.record(self._spec, inputs, outputs)
+        _, num_total = as_taken_by(self, before)
+        after = as_grown_outputs(
+            self, recorder.values(outputs, changing=caches), num_total=num_total
+        )
+        recorder.record(self.spec, before, after)
         return outputs

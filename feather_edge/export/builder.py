@@ -56,7 +56,7 @@ class GraphBuilder:
         self._initializers: dict[str, ir.Value] = {}
         self._functions: list[ir.Function] = []
         self._extra_outputs: list[ir.Value] = []
-        self._unsqueezed: dict[tuple[str, int], ir.Value] = {}
+        self._shared: dict[str, ir.Value] = {}
         self.inputs = {
             tensor.name: ir.Value(
                 name=tensor.name,
@@ -113,15 +113,20 @@ class GraphBuilder:
             return x
         return self.op("Cast", x, name=name, to=int(DTYPES[dtype]))
 
+    def once(self, key: str, write: Callable[[], ir.Value]) -> ir.Value:
+        """Return what ``write`` gives, outside of all scopes; layers with one key share it."""
+        if key not in self._shared:
+            scope, self._scope = self._scope, []
+            self._shared[key] = write()
+            self._scope = scope
+        return self._shared[key]
+
     def unsqueeze_once(self, x: ir.Value, axis: int) -> ir.Value:
         """Insert an axis; layers that ask for the same one share the node."""
-        key = (str(x.name), axis)
-        if key not in self._unsqueezed:
-            scope, self._scope = self._scope, []
-            name = f"{str(x.name).removesuffix('/output')}_unsqueezed"
-            self._unsqueezed[key] = self.op("Unsqueeze", x, self.ints(axis), name=name)
-            self._scope = scope
-        return self._unsqueezed[key]
+        name = f"{str(x.name).removesuffix('/output')}_unsqueezed"
+        return self.once(
+            f"{name} {axis}", lambda: self.op("Unsqueeze", x, self.ints(axis), name=name)
+        )
 
     def constant(self, name: str, value: NDArray[np.generic]) -> ir.Value:
         """Return a small constant, shared by every node that asks for it by ``name``.

@@ -1,4 +1,4 @@
-r"""Two dialects of ONNX: the operators that an opset has, and what stands in for those it lacks.
+r"""Dialects of ONNX: the operators that an opset has, and what stands in for those it lacks.
 
 ====================  ==============================  =========================================
 \                     opset 23                        opset 18
@@ -9,10 +9,14 @@ attention             ``Attention``                   MatMul, Softmax, MatMul
 norm                  ``RMSNormalization``            Mul, ReduceMean, Sqrt, Div
 rotary embedding      ``RotaryEmbedding``             Split, Mul, Sub, Add, Concat
 Gelu                  ``Gelu``                        Erf or Tanh
+KV cache              Concat: it grows                Concat
 ====================  ==============================  =========================================
 
-Blocks are written once and ask ``g.dialect`` for these. Weights, names and contracts are the same,
-so both forms of a graph share one weight file. Shapes as in ``feather_edge.graphs``.
+Opset 24 is opset 23 with a KV cache in place, ``TensorScatter`` and Slice: for TensorRT 10.15 and
+newer and TensorRT-RTX, which write the new rows into the cache that they were given.
+
+Blocks are written once and ask ``g.dialect`` for these. Weights and names are the same, so all
+forms of a graph share one weight file. Shapes as in ``feather_edge.graphs``.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ import math
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
+from feather_edge.graphs import WRITE_INDICES
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -52,7 +58,7 @@ class Dialect(Protocol):
         query: ir.Value,
         key: ir.Value,
         value: ir.Value,
-        mask: ir.Value,
+        mask: ir.Value | None,
         *,
         heads: tuple[int, int],
         head_dim: int,
@@ -62,6 +68,7 @@ class Dialect(Protocol):
 
         The mask [B, 1, S, T] is explicit: TensorRT refuses ``is_causal`` beside a mask, and a
         causal flag alone would need every runtime to agree on the offset of cached positions.
+        Without one every row sees every other.
         """
         ...
 
@@ -83,8 +90,25 @@ class Dialect(Protocol):
         """Gelu, exact or in its tanh approximation."""
         ...
 
+    def update_cache(
+        self, g: GraphBuilder, past: ir.Value, new: ir.Value, *, name: str
+    ) -> tuple[ir.Value, ir.Value]:
+        """Add rows [B, Hkv, S, Dh] to a cache: the cache after, and what attention sees of it."""
+        ...
 
-class Opset23:
+
+class _GrownCache:
+    """Caches as long as what they hold."""
+
+    def update_cache(
+        self, g: GraphBuilder, past: ir.Value, new: ir.Value, *, name: str
+    ) -> tuple[ir.Value, ir.Value]:
+        """See ``Dialect``."""
+        present = g.op("Concat", past, new, name=name, axis=2)  # [B, Hkv, T, Dh]
+        return present, present
+
+
+class Opset23(_GrownCache):
     """The operators as they are."""
 
     opset = 23
@@ -108,14 +132,15 @@ class Opset23:
         query: ir.Value,
         key: ir.Value,
         value: ir.Value,
-        mask: ir.Value,
+        mask: ir.Value | None,
         *,
         heads: tuple[int, int],  # noqa: ARG002 - the operator reads them from the shapes
         head_dim: int,  # noqa: ARG002
         name: str,
     ) -> ir.Value:
         """See ``Dialect``."""
-        return g.op("Attention", query, key, value, mask, name=name)
+        masks = [] if mask is None else [mask]
+        return g.op("Attention", query, key, value, *masks, name=name)
 
     def packed_attention(
         self,
@@ -137,7 +162,29 @@ class Opset23:
         return g.op("Gelu", x, name=name, approximate="tanh" if tanh else "none")
 
 
-class Opset18:
+class Opset24(Opset23):
+    """Opset 23 with caches in place."""
+
+    opset = 24
+
+    def update_cache(
+        self, g: GraphBuilder, past: ir.Value, new: ir.Value, *, name: str
+    ) -> tuple[ir.Value, ir.Value]:
+        """See ``Dialect``. The mask's width says how many slots are seen.
+
+        TensorRT wants a static capacity, and without the Slice a prefill would attend to all of
+        it. ``Attention`` has an input for this, which TensorRT's parser drops without an error.
+        """
+        present = g.op("TensorScatter", past, new, g.inputs[WRITE_INDICES], name=name, axis=2)
+        num_seen = g.once(
+            "num_seen",
+            lambda: g.op("Shape", g.inputs["attention_mask"], name="num_seen", start=3, end=4),
+        )
+        bounds = (g.ints(0), num_seen, g.ints(2))
+        return present, g.op("Slice", present, *bounds, name=f"{name}_seen")  # [B, Hkv, T, Dh]
+
+
+class Opset18(_GrownCache):
     """The same in operators that TensorRT's parser has known since 10.0."""
 
     opset = 18
@@ -179,7 +226,7 @@ class Opset18:
         query: ir.Value,
         key: ir.Value,
         value: ir.Value,
-        mask: ir.Value,
+        mask: ir.Value | None,
         *,
         heads: tuple[int, int],
         head_dim: int,
@@ -193,8 +240,9 @@ class Opset18:
             grouped = g.op("Reshape", query, shape, name="groups")  # [B, Hkv, H/Hkv, S, Dh]
             keys = g.op("Unsqueeze", key, g.ints(2), name="keys")  # [B, Hkv, 1, T, Dh]
             values = g.op("Unsqueeze", value, g.ints(2), name="values")
-            visible = g.unsqueeze_once(mask, 1)  # [B, 1, 1, S, T]
-            attended = self._attend(g, grouped, keys, values, visible, head_dim=head_dim)
+            visible = None if mask is None else g.unsqueeze_once(mask, 1)  # [B, 1, 1, S, T]
+            columns = g.op("Transpose", keys, name="key_columns", perm=[0, 1, 2, 4, 3])
+            attended = self._attend(g, grouped, columns, values, visible, head_dim=head_dim)
             return g.op("Reshape", attended, g.ints(0, num_heads, -1, head_dim), name="heads")
 
     def packed_attention(
@@ -215,7 +263,8 @@ class Opset18:
                 by_head = g.op("Reshape", x, shape, name=f"{part}_heads")
                 unpacked.append(g.op("Transpose", by_head, name=part, perm=[0, 2, 1, 3]))
             queries, keys, values = unpacked
-            attended = self._attend(g, queries, keys, values, None, head_dim=head_dim)
+            columns = g.op("Transpose", keys, name="key_columns", perm=[0, 1, 3, 2])
+            attended = self._attend(g, queries, columns, values, None, head_dim=head_dim)
             rows_first = g.op("Transpose", attended, name="rows_first", perm=[0, 2, 1, 3])
             return g.op("Reshape", rows_first, g.ints(0, 0, num_heads * head_dim), name="pack")
 
@@ -223,15 +272,13 @@ class Opset18:
         self,
         g: GraphBuilder,
         query: ir.Value,
-        key: ir.Value,
+        columns: ir.Value,
         value: ir.Value,
         visible: ir.Value | None,
         *,
         head_dim: int,
     ) -> ir.Value:
         scaled = g.op("Mul", query, g.scalar("attention_scale", head_dim**-0.5), name="scaled")
-        axes = [0, 1, 3, 2] if visible is None else [0, 1, 2, 4, 3]
-        columns = g.op("Transpose", key, name="key_columns", perm=axes)
         logits = g.op("MatMul", scaled, columns, name="logits")
         if visible is not None:
             lowest = g.scalar("masked_logit", float(np.finfo(np.dtype(g.dtype)).min) / 2)
@@ -256,4 +303,4 @@ class Opset18:
             return g.op("Mul", half, lifted, name="gelu")
 
 
-DIALECTS: dict[int, Dialect] = {23: Opset23(), 18: Opset18()}
+DIALECTS: dict[int, Dialect] = {24: Opset24(), 23: Opset23(), 18: Opset18()}

@@ -11,16 +11,17 @@ import msgspec
 from feather_edge import __version__
 from feather_edge.bundle import Bundle, staging_folder, write_manifest
 from feather_edge.checkpoint.reader import Checkpoint
+from feather_edge.errors import RecipeError
 from feather_edge.export.calibration import layers_to_keep
 from feather_edge.export.embeddings import write_embeddings
 from feather_edge.export.families import FamilyModel, read_family
 from feather_edge.export.precision import BundlePrecision, bundle_precision
 from feather_edge.export.segment import write_segment
 from feather_edge.export.writer import GraphWriter, Progress
-from feather_edge.graphs import DecoderShape, decoder_spec
+from feather_edge.graphs import OPSETS, DecoderShape, decoder_spec
 from feather_edge.manifest import FORMAT_VERSION, BundleManifest, Rotary
 from feather_edge.pruning.schedule import PruningSchedule
-from feather_edge.recipes.precision import effective_precision, opset_choice
+from feather_edge.recipes.precision import beyond_opset_18, effective_precision, is_dynamic
 from feather_edge.runtime.prompt import PROMPT_FILES, PromptFormatter
 from feather_edge.samples import shipped_samples
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from feather_edge.recipes import ExportRecipe
 
 NUM_CALIBRATION_SCENES = 4
-OPSETS = {"23": (23,), "18": (18,), "both": (23, 18)}
 
 
 def export(
@@ -69,8 +69,8 @@ def export(
     # 1. Understand the checkpoint, and settle where the decoder is split.
     source = Checkpoint.open(checkpoint)
     model = read_family(source)
-    schedule = _schedule(recipe, model.text)
-    opsets = OPSETS[opset_choice(recipe)]
+    schedule = _schedule(recipe, model)
+    opsets = _opsets(recipe)
     types = precision or bundle_precision(recipe, source.packed)
     with staging_folder(output, force=force) as folder:
         if precision is None and types.needs_calibration:
@@ -91,6 +91,7 @@ def export(
                 is_last=segment == schedule.segments[-1],
                 dtype=types.decoder.dtype,
                 opsets=opsets,
+                num_planes=model.num_planes,
             )
             compose = partial(write_segment, segment=segment, model=model, folder=folder)
             specs.append(writer.write(spec, compose, precision=types.decoder))
@@ -105,6 +106,14 @@ def export(
     return Bundle.open(output)
 
 
+def _opsets(recipe: ExportRecipe) -> tuple[int, ...]:
+    if recipe.opset not in (None, "all"):
+        return (int(recipe.opset),)
+    if is_dynamic(recipe):  # TensorRT cannot read it, and the other forms are for TensorRT
+        return (23,)
+    return tuple(o for o in OPSETS if o > 18) if beyond_opset_18(recipe) else OPSETS
+
+
 def _calibrated(
     checkpoint: Path, folder: Path, recipe: ExportRecipe, types: BundlePrecision
 ) -> BundlePrecision:
@@ -115,13 +124,22 @@ def _calibrated(
     return found
 
 
-def _schedule(recipe: ExportRecipe, text: TextConfig) -> PruningSchedule:
+def _schedule(recipe: ExportRecipe, model: FamilyModel) -> PruningSchedule:
+    num_layers, num_planes = model.text.num_layers, model.num_planes
     if recipe.prune == "none" and recipe.stages is None:
-        return PruningSchedule(num_layers=text.num_layers)
+        return PruningSchedule(num_layers=num_layers)
     if recipe.stages is None:
         num_stages = max(2, len(recipe.keep_ratio))
-        return PruningSchedule.default(text.num_layers, num_stages=num_stages)
-    return PruningSchedule(num_layers=text.num_layers, stages=recipe.stages)
+        schedule = PruningSchedule.default(num_layers, num_stages=num_stages)
+    else:
+        schedule = PruningSchedule(num_layers=num_layers, stages=recipe.stages)
+    if schedule.stages and schedule.stages[0] < num_planes:
+        raise RecipeError(
+            f"stages {schedule.stages}: this model adds visual features to its visual tokens "
+            f"after each of the layers 0 to {num_planes - 1}, so they can be pruned before layer "
+            f"{num_planes} at the earliest; name other stages"
+        )
+    return schedule
 
 
 def decoder_shape(text: TextConfig) -> DecoderShape:
@@ -169,12 +187,17 @@ def _manifest(
 
 
 def _rotary(text: TextConfig) -> Rotary:
-    scaling = text.rope_scaling
-    if scaling is None:
-        return Rotary(head_dim=text.head_dim, theta=text.rope_theta)
-    return Rotary(
+    scaling, mrope = text.rope_scaling, text.mrope
+    plain = Rotary(
         head_dim=text.head_dim,
         theta=text.rope_theta,
+        sections=None if mrope is None else mrope.sections,
+        is_interleaved=mrope is not None and mrope.is_interleaved,
+    )
+    if scaling is None:
+        return plain
+    return msgspec.structs.replace(
+        plain,
         scaling=scaling.type,
         factor=scaling.factor,
         low_freq_factor=scaling.low_freq_factor or 1.0,

@@ -50,6 +50,11 @@ class GraphPrecision:
     clipping: Clipping = "none"
     kept_higher: frozenset[str] = frozenset()
 
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether something is rounded at run time, as CPUs like it and TensorRT does not."""
+        return bool({"int8-dynamic", "probe"} & {self.linears, self.head})
+
     def form_of(self, path: str) -> WeightForm:
         """Return the form of the dense layer at ``path``."""
         return "int8" if path in self.kept_higher else self.linears

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from feather_edge.export.blocks.decoder import attention_score, decoder_layer, language_head
 from feather_edge.export.embeddings import project_to_vocabulary
 from feather_edge.export.prune_op import top_k_uniform_gather
-from feather_edge.graphs import cache_names
+from feather_edge.graphs import DEEPSTACK_EMBEDS, cache_names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +34,9 @@ def write_segment(g: GraphBuilder, segment: Segment, model: FamilyModel, folder:
     for layer in segment.layers:
         output = decoder_layer(g, hidden, layer, model.text)
         hidden = output.hidden
+        if layer < model.num_planes:
+            plane = g.inputs[DEEPSTACK_EMBEDS.format(layer)]
+            hidden = g.op("Add", hidden, plane, name=f"layers.{layer}/deepstack")
         caches += [output.present_key, output.present_value]
     outputs = dict(zip(cache_names("present", segment.layers), caches, strict=True))
     if segment.last_layer == model.text.num_layers - 1:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import TYPE_CHECKING
 
 from feather_edge.checkpoint.packed import PackedLinear, check_groups, check_sizes
 from feather_edge.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from feather_edge.checkpoint.reader import Checkpoint, TensorView
 
@@ -19,10 +21,19 @@ class Weights:
     Args:
         checkpoint: where the tensors are.
         prefixes: (prefix in the checkpoint, canonical prefix), the first match wins.
+        matrices: canonical names of kernels that are dense layers here: their dimensions after
+            the first are one.
     """
 
-    def __init__(self, checkpoint: Checkpoint, prefixes: Sequence[tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        prefixes: Sequence[tuple[str, str]],
+        *,
+        matrices: Collection[str] = (),
+    ) -> None:
         self._checkpoint = checkpoint
+        self._matrices = matrices
         self._names: dict[str, str] = {}
         self._used: set[str] = set()
         for name in checkpoint.names():
@@ -30,6 +41,9 @@ class Weights:
                 if name.startswith(saved):
                     self._names[canonical + name.removeprefix(saved)] = name
                     break
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def tensor(self, name: str, *, shape: tuple[int, ...]) -> TensorView:
         """Return the tensor called ``name`` here and mark it as used.
@@ -39,6 +53,8 @@ class Weights:
         """
         self._used.add(name)
         view = self._checkpoint.tensor(self._names.get(name, name))
+        if name in self._matrices:
+            view = dataclasses.replace(view, shape=(view.shape[0], math.prod(view.shape[1:])))
         if view.shape != shape:
             raise CheckpointError(
                 f"tensor {view.name!r} has shape {list(view.shape)}, but config.json asks for "

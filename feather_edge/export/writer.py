@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from feather_edge.graphs import GraphSpec
 
 
-OLDEST_OPSET = min(DIALECTS)
-"""The form for TensorRT 10.3, held against what its parser knows before anything is written."""
-
-
 class Progress(Protocol):
     """Called while weights are written."""
 
@@ -47,15 +43,18 @@ class GraphWriter:
         *,
         precision: GraphPrecision,
     ) -> GraphSpec:
-        """Compose the graph in each form of its contract and write it; returns the contract."""
+        """Compose the graph in each form of its contract and write it; returns the contract.
+
+        Each form is held against what its TensorRT reads before anything is written.
+        """
         models = {}
         for form in spec.forms:
             builder = GraphBuilder(
-                spec, self.weights, precision=precision, dialect=DIALECTS[form.opset]
+                spec.of(form), self.weights, precision=precision, dialect=DIALECTS[form.opset]
             )
             model = compose(builder)
-            if form.opset == OLDEST_OPSET:
-                check_portable(model, name=spec.name)
+            if not precision.is_dynamic:  # no TensorRT reads that
+                check_portable(model, name=spec.name, opset=form.opset)
             models[self.folder / form.file] = model
         total = _weight_bytes(next(iter(models.values())))
         num_done = 0

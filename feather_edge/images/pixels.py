@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import BinaryIO
 
+    from numpy.typing import NDArray
     from PIL import Image
 
-    from feather_edge.checkpoint.preprocessing import PreprocessConfig
+    from feather_edge.checkpoint.patch_preprocessing import PatchPreprocessConfig
+    from feather_edge.checkpoint.preprocessing import PreprocessConfig, Resample
 
     ImageSource = str | Path | bytes | BinaryIO | Image.Image | np.ndarray
 
@@ -81,7 +83,28 @@ def preprocess(images: Sequence[Image.Image], config: PreprocessConfig) -> np.nd
     Raises:
         RequestError: an image is so elongated that its resize would exceed `MAX_PIXELS`.
     """
-    return np.stack([_preprocess_one(image, config) for image in images])
+    return np.stack([normalise(_geometry(image, config), config) for image in images])
+
+
+def normalise(
+    pixels: NDArray[np.uint8], config: PreprocessConfig | PatchPreprocessConfig
+) -> NDArray[np.float32]:
+    """Rescale and normalise pixels [..., height, width, 3]; returns [..., 3, height, width]."""
+    values: NDArray[Any] = pixels
+    if config.rescale_factor is not None:
+        # Through float64, as transformers does: one rounding, not two.
+        values = (values.astype(np.float64) * config.rescale_factor).astype(np.float32)
+    values = values.astype(np.float32)
+    if config.mean is not None and config.std is not None:
+        values = (values - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
+    return np.ascontiguousarray(np.moveaxis(values, -1, -3))
+
+
+def resize_to(image: Image.Image, size: tuple[int, int], resample: Resample) -> Image.Image:
+    """Resize to ``size`` (width, height) in RGB; transparency is blended onto white."""
+    from PIL import Image
+
+    return _to_rgb(image).resize(size, Image.Resampling[resample.upper()])
 
 
 def model_view(image: Image.Image, config: PreprocessConfig) -> Image.Image:
@@ -126,17 +149,6 @@ def _geometry(image: Image.Image, config: PreprocessConfig) -> np.ndarray:
     return pixels if config.crop_to is None else _center_crop(pixels, config.crop_to)
 
 
-def _preprocess_one(image: Image.Image, config: PreprocessConfig) -> np.ndarray:
-    pixels = _geometry(image, config)
-    if config.rescale_factor is not None:
-        # Through float64, as transformers does: one rounding, not two.
-        pixels = (pixels.astype(np.float64) * config.rescale_factor).astype(np.float32)
-    pixels = pixels.astype(np.float32)
-    if config.mean is not None and config.std is not None:
-        pixels = (pixels - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))  # [3, height, width]
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
     from PIL import Image
 
@@ -164,12 +176,9 @@ def _pad_offset(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _resize(image: Image.Image, config: PreprocessConfig) -> Image.Image:
-    from PIL import Image
-
     if config.resize_to is None and config.resize_shortest_edge is None:
         return image
-    resample = Image.Resampling[config.resample.upper()]
-    return image.resize(_resized_size(image.size, config), resample)
+    return resize_to(image, _resized_size(image.size, config), config.resample)
 
 
 def _resized_size(size: tuple[int, int], config: PreprocessConfig) -> tuple[int, int]:

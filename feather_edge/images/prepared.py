@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from feather_edge.images.geometry import Box
 
 
+TYPICAL_SIZE = (640, 480)
+"""Width and height in pixels of what cameras of robots give."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Raster:
     """A ``height`` x ``width`` raster of visual tokens: an image, or one tile of it.
@@ -23,6 +27,7 @@ class Raster:
         image: number of the picture, from 1.
         row_gap: image placeholders after each row of the raster that are no visual tokens, such
             as the newline of tiled families.
+        end_gap: likewise, after the whole raster.
     """
 
     height: int
@@ -30,6 +35,7 @@ class Raster:
     box: Box
     image: int = 1
     row_gap: int = 0
+    end_gap: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,15 +43,16 @@ class PreparedImages:
     """Pictures as the vision encoder and the prompt take them.
 
     Attributes:
-        inputs: the vision graph's inputs by name; floats are float32. Empty without pictures.
+        calls: the vision graph's inputs by name, for each time it runs; floats are float32.
+            Pictures of different sizes take a call each. Empty without pictures.
         prompt_pieces: for each picture, what stands in the prompt in place of its placeholder:
             texts, and numbers of image placeholders in a row, one per visual token.
         rasters: the visual tokens of all pictures, in the order of the prompt.
-        arrange: from the graph's ``image_features`` to one row per image placeholder of the
+        arrange: from the ``image_features`` of all calls to one row per image placeholder of the
             prompt; None where they are the same.
     """
 
-    inputs: dict[str, NDArray[Any]]
+    calls: tuple[dict[str, NDArray[Any]], ...]
     prompt_pieces: tuple[tuple[str | int, ...], ...]
     rasters: tuple[Raster, ...]
     arrange: Callable[[NDArray[Any]], NDArray[Any]] | None = None

@@ -56,10 +56,11 @@ class RasterImages(
         """
         height, width = self.grid
         return PreparedImages(
-            inputs={"pixel_values": preprocess(pictures, self.preprocess)} if pictures else {},
+            calls=({"pixel_values": preprocess(pictures, self.preprocess)},) if pictures else (),
             prompt_pieces=((height * width,),) * len(pictures),
             rasters=tuple(
-                self._raster(picture.size, number) for number, picture in enumerate(pictures, 1)
+                whole_raster(picture.size, self.grid, self.preprocess, image=number)
+                for number, picture in enumerate(pictures, 1)
             ),
         )
 
@@ -71,9 +72,27 @@ class RasterImages(
         """Return where a picture of ``size`` (width, height) lies in its view."""
         return view_geometry(size, self.preprocess)
 
-    def _raster(self, size: tuple[int, int], number: int) -> Raster:
-        (height, width), (view_width, view_height) = self.grid, self.geometry(size).view_size
-        # Patches are whole pixels: a vision encoder leaves the last few of 384 / 14 unseen.
-        seen = (view_width // width * width, view_height // height * height)
-        box = self.geometry(size).to_image((0, 0, *seen))
-        return Raster(height=height, width=width, box=box, image=number)
+
+def whole_raster(
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    config: PreprocessConfig,
+    *,
+    image: int,
+    end_gap: int = 0,
+) -> Raster:
+    """Return the raster of a picture that is preprocessed as a whole.
+
+    Args:
+        size: (width, height) of the picture.
+        grid: (height, width) of the raster.
+        config: from the picture to the pixels of the vision encoder.
+        image: number of the picture, from 1.
+        end_gap: see ``Raster``.
+    """
+    (height, width), geometry = grid, view_geometry(size, config)
+    view_width, view_height = geometry.view_size
+    # Patches are whole pixels: a vision encoder leaves the last few of 384 / 14 unseen.
+    seen = (view_width // width * width, view_height // height * height)
+    box = geometry.to_image((0, 0, *seen))
+    return Raster(height=height, width=width, box=box, image=image, end_gap=end_gap)

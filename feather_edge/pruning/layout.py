@@ -84,14 +84,14 @@ class Layout:
         positions: [S] in the unpruned prompt, ascending.
         is_protected: [S], visual tokens that every stage keeps.
         is_forbidden: [S], visual tokens that no stage keeps; disjoint from the protected.
-        frequencies: [Dh/2], rotary angle per position, for criteria that look at it.
+        angles: [rows of the unpruned prompt, Dh/2], rotary angles, for criteria that look at them.
     """
 
     spans: tuple[VisualSpan, ...]
     positions: NDArray[np.int64]
     is_protected: NDArray[np.bool_]
     is_forbidden: NDArray[np.bool_]
-    frequencies: NDArray[np.float32] | None = None
+    angles: NDArray[np.float64] | None = None
 
     @classmethod
     def full(
@@ -99,7 +99,7 @@ class Layout:
         num_rows: int,
         spans: Sequence[VisualSpan],
         *,
-        frequencies: NDArray[np.float32] | None = None,
+        angles: NDArray[np.float64] | None = None,
     ) -> Layout:
         """Return the layout of an unpruned prompt of ``num_rows`` rows.
 
@@ -119,7 +119,7 @@ class Layout:
             positions=np.arange(num_rows, dtype=np.int64),
             is_protected=np.zeros(num_rows, np.bool_),
             is_forbidden=np.zeros(num_rows, np.bool_),
-            frequencies=frequencies,
+            angles=angles,
         )
 
     def with_regions(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
-EngineOpset = Literal["auto", "18", "23"]
+EngineOpset = Literal["auto", "18", "23", "24"]
 EngineProfiles = Literal["two", "one"]
 
 

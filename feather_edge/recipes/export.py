@@ -55,8 +55,8 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         block_size: consecutive inputs of a dense layer that share a scale.
         clipping: ``mse`` chooses the scales of blocks by least squared error, at the price of the
             largest weights; ``none`` by the largest weight.
-        opset: of the graphs; both forms share one file of weights. None is both where 18 can hold
-            the precision, and 23 where it cannot.
+        opset: of the graphs; all forms share one file of weights. None is every form that can
+            hold the precision.
         seed: of the criterion ``random``.
         pre_prune: criterion before the decoder, on vision features, of a request that names none.
         pre_keep_ratio: share of the visual tokens that it lets into the decoder.

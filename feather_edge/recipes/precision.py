@@ -14,7 +14,7 @@ FloatPrecision = Literal["fp32", "fp16", "bf16"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4", "int8-dynamic"]
 HeadPrecision = Literal["float", "int8", "int4", "int8-dynamic"]
 Clipping = Literal["none", "mse"]
-OpsetName = Literal["18", "23", "both"]
+OpsetName = Literal["18", "23", "24", "all"]
 
 IN_OPSET_18 = ("fp32", "fp16")
 """Blocks came with opset 21, and TensorRT 10.3 has bfloat16 in few operators of ours."""
@@ -42,11 +42,9 @@ def activations(recipe: ExportRecipe, precision: Precision) -> FloatPrecision:
     return recipe.activations or "fp32"
 
 
-def opset_choice(recipe: ExportRecipe) -> OpsetName:
-    """Return the forms of the graphs."""
-    if recipe.opset is not None:
-        return recipe.opset
-    return "23" if beyond_opset_18(recipe) else "both"
+def is_dynamic(recipe: ExportRecipe) -> bool:
+    """Return whether any part is ``int8-dynamic``, which TensorRT cannot read."""
+    return "int8-dynamic" in (recipe.precision, vision_precision(recipe), head_precision(recipe))
 
 
 def check_precision(recipe: ExportRecipe) -> None:
@@ -73,11 +71,13 @@ def check_precision(recipe: ExportRecipe) -> None:
         )
     _check_activations(recipe)
     beyond = beyond_opset_18(recipe)
-    if recipe.opset in ("18", "both") and beyond:
+    if recipe.opset in ("18", "all") and beyond:
         raise RecipeError(
-            f"opset {recipe.opset} cannot hold {beyond}; it holds {', '.join(IN_OPSET_18)}. "
-            f"Leave opset out or take 23, which TensorRT reads from 10.15 on"
+            f"opset {recipe.opset} cannot hold {beyond}, since 18 holds {', '.join(IN_OPSET_18)} "
+            f"alone; leave opset out, or take 23"
         )
+    if recipe.opset == "24" and is_dynamic(recipe):
+        raise RecipeError("opset 24 is for TensorRT, which has no int8-dynamic; take 23")
 
 
 def effective_precision(recipe: ExportRecipe) -> dict[str, Any]:
@@ -85,7 +85,6 @@ def effective_precision(recipe: ExportRecipe) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "vision_precision": vision_precision(recipe),
         "head_precision": head_precision(recipe),
-        "opset": opset_choice(recipe),
     }
     if _has_integers(recipe):
         return {**fields, "activations": recipe.activations or "fp32"}

@@ -120,7 +120,7 @@ _ABSENT = {
     "vision_precision": "as precision, but int8 where that is int4",
     "head_precision": "float with a float precision, int8 with any other",
     "activations": "fp32, where weights are integers",
-    "opset": "both where 18 can hold the precision, else 23",
+    "opset": "every form that can hold the precision",
     "shared_memory_mib": "the GPU has memory of its own",
     "timing_cache": "in the user's cache folder",
 }

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feather_edge.errors import BackendError
+from feather_edge.graphs import DEEPSTACK_EMBEDS
 from feather_edge.pruning.criteria import criterion
 from feather_edge.pruning.scores import score_mask
-from feather_edge.runtime.kv_cache import SegmentCache
-from feather_edge.runtime.rotary import rotary_tables
+from feather_edge.runtime.kv_cache import segment_cache
+from feather_edge.runtime.rotary import prompt_coordinates, rotary_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +61,16 @@ class _Rows:
 
 
 class DecoderChain:
-    """All segments of a decoder, with the caches of one request."""
+    """All segments of a decoder, with the caches of one request.
+
+    Args:
+        graphs: of the segments, in order.
+        manifest: of the bundle.
+        schedule: where the decoder is split.
+        backend: that opened the graphs.
+        max_new_tokens: of the answer; room for them where a graph leaves the capacity of its
+            caches open. The default is for chains that only prefill.
+    """
 
     def __init__(
         self,
@@ -68,6 +78,8 @@ class DecoderChain:
         manifest: BundleManifest,
         schedule: PruningSchedule,
         backend: Backend,
+        *,
+        max_new_tokens: int = 1,
     ) -> None:
         self._graphs = graphs
         self._manifest = manifest
@@ -75,13 +87,18 @@ class DecoderChain:
         self._backend = backend
         self._dtype = manifest.graphs[-1].inputs[0].dtype
         self._caches = [
-            SegmentCache(segment, manifest.decoder, backend=backend, dtype=self._dtype)
-            for segment in schedule.segments
+            segment_cache(graph, backend, max_new_tokens=max_new_tokens) for graph in graphs
         ]
         self.next_position = 0
+        self._planes: dict[str, Tensor] = {}
 
     def prefill(
-        self, embeds: NDArray[Any], layout: Layout, pruning: Pruning | None
+        self,
+        embeds: NDArray[Any],
+        layout: Layout,
+        pruning: Pruning | None,
+        *,
+        planes: NDArray[Any] | None = None,
     ) -> tuple[NDArray[np.float32], list[PrunedStage]]:
         """Run the prompt through all segments, pruning between them.
 
@@ -89,18 +106,23 @@ class DecoderChain:
             embeds: [S, D], visual tokens spliced in.
             layout: of the rows given; those pruned before the decoder are missing.
             pruning: what to keep; None keeps everything.
+            planes: [planes, S, D] of DeepStack; None for a decoder without.
 
         Returns:
             Logits [V] of the next token, and what each stage did.
         """
-        cos, sin = self._tables(layout.positions)
+        coordinates = self._coordinates(layout)
+        cos, sin = self._tables(coordinates[:, layout.positions])
         rows = _Rows(hidden=self._upload(embeds[None]), cos=cos, sin=sin, layout=layout)
+        self._planes = {} if planes is None else self._named_planes(planes)
         stages: list[PrunedStage] = []
         for index, before_layer in enumerate(self._schedule.stages):
             rows, stage = self._prefill_segment(index, rows, pruning, before_layer)
             stages.append(stage)
         logits = self._last_segment(rows)
-        self.next_position = layout.num_positions
+        self.next_position = int(coordinates.max()) + 1
+        zeros = np.zeros((len(self._planes), 1, embeds.shape[-1]), self._dtype)
+        self._planes = self._named_planes(zeros)  # new tokens are text
         return logits, stages
 
     def decode_step(self, embed: NDArray[Any]) -> NDArray[np.float32]:
@@ -136,9 +158,12 @@ class DecoderChain:
         if pruning is not None and pruning.criterion != "none":
             num_stages = len(self._schedule.stages)
             plan = criterion(pruning.criterion).plan(pruning, index, num_stages, layout)
+        num_leaving = _num_leaving(plan, layout)
+        change = 0 if plan is None else plan.quota_change(layout)
+        self._check_room(index, num_leaving, self._graphs[index].limits.max_kept, change)
         inputs = {
             **self._segment_inputs(index, rows.hidden, rows.cos, rows.sin, num_rows=num_rows),
-            **self._plan_inputs(plan, layout),
+            **self._plan_inputs(plan, layout, num_kept=num_leaving),
         }
         outputs = self._run(index, inputs, num_rows=num_rows)
         scores = None if plan is None else self._scores(index, outputs, plan)
@@ -151,6 +176,7 @@ class DecoderChain:
         else:
             kept = self._backend.download(outputs["kept_indices"])[0]
             survivors = [outputs[n] for n in ("kept_hidden_states", "kept_cos", "kept_sin")]
+        self._check_room(index, len(kept), self._graphs[index + 1].limits.max_rows, change)
         hidden, cos, sin = survivors
         pruned = _Rows(hidden=hidden, cos=cos, sin=sin, layout=layout.keep(kept))
         return pruned, PrunedStage(
@@ -158,7 +184,20 @@ class DecoderChain:
             criterion="none" if plan is None or pruning is None else pruning.criterion,
             layout=pruned.layout,
             scores=scores,
-            quota_change=0 if plan is None else plan.quota_change(layout),
+            quota_change=change,
+        )
+
+    def _check_room(self, index: int, num_kept: int, limit: int | None, quota_change: int) -> None:
+        """Refuse a stage that keeps more rows than the graphs around it were built for."""
+        if limit is None or num_kept <= limit:
+            return
+        stage = f"the pruning stage before layer {self._schedule.stages[index]}"
+        why = f", {quota_change} of them beyond its quota for protected regions"
+        raise BackendError(
+            f"{stage} keeps {num_kept} rows (text and visual tokens)"
+            f"{why if quota_change > 0 else ''}, but the engines here take at most {limit}; "
+            f"keep or protect less, shorten the prompt, or build them with a higher "
+            f"--max-keep-ratio"
         )
 
     def _last_segment(self, rows: _Rows) -> NDArray[np.float32]:
@@ -166,19 +205,20 @@ class DecoderChain:
         inputs = self._segment_inputs(last, rows.hidden, rows.cos, rows.sin, num_rows=num_rows)
         return self._logits(self._run(last, inputs, num_rows=num_rows))
 
-    def _plan_inputs(self, plan: StagePlan | None, layout: Layout) -> dict[str, Tensor]:
+    def _plan_inputs(
+        self, plan: StagePlan | None, layout: Layout, *, num_kept: int
+    ) -> dict[str, Tensor]:
         """Return the prune inputs of a stage; without a plan every row passes."""
         if plan is None:
             zeros = np.zeros((1, layout.num_rows), np.float32)
             identity = self._identity_tables(layout.num_rows)
-            return self._prune_inputs(zeros, zeros, *identity, num_kept=layout.num_rows)
+            return self._prune_inputs(zeros, zeros, *identity, num_kept=num_kept)
         if plan.score_rotation == "rotary":
-            cos, sin = rotary_tables(self._manifest.rotary, layout.positions)
+            coordinates = self._coordinates(layout)[:, layout.positions]
+            cos, sin = rotary_tables(self._manifest.rotary, coordinates)
             tables = (cos[None], sin[None])
         else:
             tables = self._identity_tables(layout.num_rows)
-        # A plan that the host finishes lets every row pass and reads the scores.
-        num_kept = layout.num_rows if plan.needs_host else plan.num_kept(layout)
         mask = score_mask(layout, plan.score_domain)
         return self._prune_inputs(
             plan.priority(layout)[None], mask[None], *tables, num_kept=num_kept
@@ -204,15 +244,24 @@ class DecoderChain:
     def _segment_inputs(
         self, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, *, num_rows: int
     ) -> dict[str, Tensor]:
-        past = self._caches[index].length
-        # Row i sits in slot past + i and sees every slot up to its own.
-        mask = np.tril(np.ones((num_rows, past + num_rows), np.bool_), past)
+        cache = self._caches[index]
+        cache_inputs = cache.inputs(num_rows)
+        # Row i sits in slot length + i and sees every slot up to its own.
+        mask = np.tril(np.ones((num_rows, cache.num_seen(num_rows)), np.bool_), cache.length)
         return {
             "inputs_embeds" if index == 0 else "hidden_states": hidden,
             "cos": cos,
             "sin": sin,
             "attention_mask": self._backend.upload(mask[None, None]),
-            **self._caches[index].inputs(),
+            **cache_inputs,
+            **(self._planes if index == 0 else {}),
+        }
+
+    def _named_planes(self, planes: NDArray[Any]) -> dict[str, Tensor]:
+        """Return [planes, S, D] as inputs of the first segment."""
+        return {
+            DEEPSTACK_EMBEDS.format(number): self._upload(plane[None])
+            for number, plane in enumerate(planes)
         }
 
     def _run(self, index: int, inputs: dict[str, Tensor], *, num_rows: int) -> dict[str, Tensor]:
@@ -238,8 +287,12 @@ class DecoderChain:
         logits: NDArray[np.float32] = self._backend.download(outputs["logits"])[0, -1]
         return logits
 
-    def _tables(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        cos, sin = rotary_tables(self._manifest.rotary, positions)
+    def _coordinates(self, layout: Layout) -> NDArray[np.int64]:
+        """Return what turns each row of the unpruned prompt, [axes, rows]."""
+        return prompt_coordinates(self._manifest.rotary, layout.num_positions, layout.spans)
+
+    def _tables(self, coordinates: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        cos, sin = rotary_tables(self._manifest.rotary, coordinates)
         return self._upload(cos[None]), self._upload(sin[None])
 
     def _identity_tables(self, num_rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -248,3 +301,8 @@ class DecoderChain:
 
     def _upload(self, array: NDArray[Any]) -> Tensor:
         return self._backend.upload(np.ascontiguousarray(array, dtype=self._dtype))
+
+
+def _num_leaving(plan: StagePlan | None, layout: Layout) -> int:
+    """Return the rows that leave a graph; all of them where the host finishes the selection."""
+    return layout.num_rows if plan is None or plan.needs_host else plan.num_kept(layout)

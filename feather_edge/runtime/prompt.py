@@ -46,6 +46,7 @@ PROMPT_FILES = (
 """Files that `PromptFormatter.open` reads where they exist; only the first must."""
 
 _IMAGE_TYPES = ("image", "image_url")
+_OTHER_MEDIA = ("video", "audio")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -212,6 +213,11 @@ def _checked_entry(entry: object) -> dict[str, Any]:
     if not isinstance(entry, dict) or "type" not in entry:
         raise RequestError(
             f"content entry {entry!r} must be a dict with a type: image, or text with its text"
+        )
+    if entry["type"] in _OTHER_MEDIA:
+        raise RequestError(
+            f"content entry {entry!r} is a {entry['type']}, which is not supported; allowed are "
+            f"image and text: give single frames of a video as images"
         )
     return {"type": "image"} if entry["type"] in _IMAGE_TYPES else entry
 

@@ -37,13 +37,13 @@ class Run:
     reason: str | None
     stages: list[PrunedStage] = field(default_factory=list)
 
-    def prefill(self, embeds: NDArray[Any]) -> NDArray[np.float32]:
-        """Run the prompt [S, D]; returns logits [V] of the first token."""
+    def prefill(self, embeds: NDArray[Any], planes: NDArray[Any]) -> NDArray[np.float32]:
+        """Run the prompt [S, D] with its planes [planes, S, D]; returns logits [V]."""
         layout = self.layout
         if self.pruning is not None and self.pruning.pre_criterion != "none":
             plan = pre_plan(self.pruning, layout, embeds)
             kept = plan.select(np.zeros(layout.num_rows), layout)
-            embeds, change = embeds[kept], plan.quota_change(layout)
+            embeds, planes, change = embeds[kept], planes[:, kept], plan.quota_change(layout)
             layout = layout.keep(kept)
             self.stages.append(
                 PrunedStage(
@@ -53,7 +53,7 @@ class Run:
                     quota_change=change,
                 )
             )
-        logits, stages = self.chain.prefill(embeds, layout, self.pruning)
+        logits, stages = self.chain.prefill(embeds, layout, self.pruning, planes=planes)
         self.stages += stages
         return logits
 

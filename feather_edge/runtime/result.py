@@ -72,6 +72,7 @@ class Result:
         tpot_ms: mean time of each further token; None for one token.
         backend: what ran the graphs, and where.
         precision: of the graphs.
+        notes: how the backend ran, where that is not as one might expect.
     """
 
     text: str
@@ -90,6 +91,7 @@ class Result:
     backend: str
     device: str
     precision: str
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values, ready for JSON."""
@@ -97,6 +99,7 @@ class Result:
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "stages"
         }
         record["token_ids"] = list(self.token_ids)
+        record["notes"] = list(self.notes)
         record["rasters"] = [
             {
                 "image": raster.image,

@@ -1,6 +1,10 @@
 """Rotary tables, computed on the host from original positions.
 
-Because tables are inputs of the graphs, pruned gaps and scaling never enter a graph.
+Because tables are inputs of the graphs, pruned gaps, scaling and M-RoPE never enter a graph.
+
+With M-RoPE (Qwen2-VL, arXiv 2409.12191, section 2.1) a row has three coordinates, time, row and
+column. Text has the same number three times; the tokens of a picture count rows and columns from
+the number that the text before has reached, and text after goes on behind the larger of the two.
 """
 
 from __future__ import annotations
@@ -11,17 +15,70 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from feather_edge.manifest import Rotary
+    from feather_edge.pruning import VisualSpan
+
+
+def prompt_coordinates(
+    rotary: Rotary, num_rows: int, spans: Sequence[VisualSpan]
+) -> NDArray[np.int64]:
+    """Return what turns each row of an unpruned prompt: its number [1, S], or [3, S] with M-RoPE.
+
+    A new token goes on at the largest of them plus one.
+
+    Args:
+        rotary: of the decoder.
+        num_rows: S.
+        spans: where the visual tokens are.
+    """
+    if rotary.sections is None:
+        return np.arange(num_rows, dtype=np.int64)[None]
+    coordinates = np.empty((3, num_rows), np.int64)
+    row, reached = 0, 0
+    for span in spans:
+        num_text = span.start - row
+        coordinates[:, row : span.start] = reached + np.arange(num_text)
+        reached += num_text
+        places = np.divmod(np.arange(span.num_tokens), span.width)
+        coordinates[:, span.start : span.end] = reached
+        coordinates[1:, span.start : span.end] += places
+        reached += max(span.height, span.width)
+        row = span.end
+    coordinates[:, row:] = reached + np.arange(num_rows - row)
+    return coordinates
 
 
 def rotary_tables(
-    rotary: Rotary, positions: NDArray[np.int64]
+    rotary: Rotary, coordinates: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return cos and sin [S, Dh/2] of ``positions`` [S]."""
-    angles = positions.astype(np.float32)[:, None] * rotary_frequencies(rotary)[None]
+    """Return cos and sin [S, Dh/2] of ``coordinates`` [S], or [axes, S]; see ``rotary_angles``."""
+    angles = rotary_angles(rotary, coordinates).astype(np.float32)
     return np.cos(angles), np.sin(angles)
+
+
+def rotary_angles(rotary: Rotary, coordinates: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the angles [S, Dh/2] of ``coordinates`` [axes, S], or [S] where all axes agree."""
+    num_axes = 1 if rotary.sections is None else 3
+    by_axis = np.broadcast_to(coordinates, (num_axes, coordinates.shape[-1]))
+    turned_by = by_axis[_axes(rotary)].T.astype(np.float64)  # [S, Dh/2]
+    angles: NDArray[np.float64] = turned_by * rotary_frequencies(rotary)
+    return angles
+
+
+def _axes(rotary: Rotary) -> NDArray[np.int64]:
+    """Return which coordinate turns each of the Dh/2 pairs."""
+    if rotary.sections is None:
+        return np.zeros(rotary.head_dim // 2, np.int64)
+    if not rotary.is_interleaved:
+        return np.repeat(np.arange(3), rotary.sections)
+    axes = np.zeros(rotary.head_dim // 2, np.int64)
+    for axis in (1, 2):
+        axes[axis : 3 * rotary.sections[axis] : 3] = axis
+    return axes
 
 
 def rotary_frequencies(rotary: Rotary) -> NDArray[np.float32]:

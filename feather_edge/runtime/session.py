@@ -26,9 +26,8 @@ from feather_edge.runtime.prompt import PromptFormatter
 from feather_edge.runtime.regions import mark_regions
 from feather_edge.runtime.request import Answer, Run
 from feather_edge.runtime.result import Result, Token
-from feather_edge.runtime.rotary import rotary_frequencies
 from feather_edge.runtime.sampling import Sampler, Sampling
-from feather_edge.runtime.spans import place_spans
+from feather_edge.runtime.spans import place_spans, prompt_layout
 from feather_edge.runtime.timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -79,6 +78,7 @@ class Session:
         *,
         backend: str | Backend = "auto",
         target: str | None = None,
+        cuda_graphs: bool = True,
     ) -> Session:
         """Open a bundle.
 
@@ -87,6 +87,8 @@ class Session:
             backend: a backend's name, or one of your own.
             target: whose engines a TensorRT backend runs, as ``agx-orin-64gb``; None takes those
                 of the only target there is.
+            cuda_graphs: whether TensorRT's decode steps may be captured as CUDA graphs, which
+                happens where KV caches are updated in place; ``notes`` say why not.
 
         Raises:
             BundleError: if the folder is no valid bundle.
@@ -94,9 +96,12 @@ class Session:
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if isinstance(backend, str):
-            return cls(opened, create_backend(backend, opened, target=target))
-        if target is not None:
-            raise BackendError(f"target {target} goes with a backend's name, not with your own")
+            return cls(
+                opened, create_backend(backend, opened, target=target, cuda_graphs=cuda_graphs)
+            )
+        if target is not None or not cuda_graphs:
+            option = "cuda_graphs" if target is None else f"target {target}"
+            raise BackendError(f"{option} goes with a backend's name, not with your own")
         return cls(opened, backend)
 
     def __enter__(self) -> Self:
@@ -109,6 +114,11 @@ class Session:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to know of how the backend runs, such as what it leaves out."""
+        return self._backend.notes if self._is_open else ()
 
     def close(self) -> None:
         """Let go of graphs, weights and device; a closed session can only be closed again."""
@@ -177,15 +187,18 @@ class Session:
             encoded = self._prompt.encode(prompt, images=prepared.prompt_pieces)
             layout = self._layout(encoded, prepared, pictures, regions)
             limit = self._max_new_tokens(max_new_tokens, layout)
-        # 2. Visual tokens [V, D].
+        # 2. Visual tokens [V, D], and further planes of them where the decoder adds such.
         with watch.stage("vision"):
-            features = self._encode_images(prepared)
+            features, *deep = self._encode_images(prepared)
         # 3. Splice them into the prompt's embeddings; 4. run the segments, pruning in between.
         with watch.stage("prefill"):
             embeds = self._embeddings[encoded.prompt_ids]  # [S, D]
             embeds[encoded.is_image] = features
-            run = self._begin(layout, pruning)
-            logits = run.prefill(embeds)
+            planes = np.zeros((len(deep), *embeds.shape), embeds.dtype)
+            for plane, values in zip(planes, deep, strict=True):
+                plane[encoded.is_image] = values
+            run = self._begin(layout, pruning, limit)
+            logits = run.prefill(embeds, planes)
         # 5. Decode: each token passes the same graphs, over each segment's own cache.
         answer = Answer(limit=limit, decoder=self._prompt.stream_decoder())
         while True:
@@ -209,11 +222,8 @@ class Session:
         pictures: Sequence[Image.Image],
         regions: Sequence[Region],
     ) -> Layout:
-        layout = Layout.full(
-            len(encoded.prompt_ids),
-            place_spans(prepared.rasters, encoded.is_image),
-            frequencies=rotary_frequencies(self.bundle.manifest.rotary),
-        )
+        spans = place_spans(prepared.rasters, encoded.is_image)
+        layout = prompt_layout(self.bundle.manifest.rotary, len(encoded.prompt_ids), spans)
         sizes = [picture.size for picture in pictures]
         return mark_regions(layout, regions, sizes, prepared.rasters)
 
@@ -236,19 +246,25 @@ class Session:
         return requested
 
     def _encode_images(self, prepared: PreparedImages) -> NDArray[Any]:
+        """Return the vision graph's outputs, one row for each placeholder, [outputs, V, D]."""
         spec = self.bundle.vision_encoder
-        if not prepared.inputs:
-            return np.empty((0, self.bundle.manifest.decoder.hidden_size), spec.outputs[0].dtype)
-        inputs = {
-            tensor.name: self._backend.upload(
-                np.ascontiguousarray(prepared.inputs[tensor.name], dtype=tensor.dtype)
-            )
-            for tensor in spec.inputs
-        }
-        features = self._backend.download(self._vision.run(inputs)["image_features"])
-        return features if prepared.arrange is None else prepared.arrange(features)
+        shape = (len(spec.outputs), 0, self.bundle.manifest.decoder.hidden_size)
+        parts = [np.empty(shape, spec.outputs[0].dtype)]
+        for call in prepared.calls:
+            inputs = {
+                tensor.name: self._backend.upload(
+                    np.ascontiguousarray(call[tensor.name], dtype=tensor.dtype)
+                )
+                for tensor in spec.inputs
+            }
+            outputs = self._vision.run(inputs)
+            parts.append(np.stack([self._backend.download(outputs[t.name]) for t in spec.outputs]))
+        features = np.concatenate(parts, axis=1)
+        if prepared.arrange is None:
+            return features
+        return np.stack([prepared.arrange(output) for output in features])
 
-    def _begin(self, layout: Layout, pruning: Pruning) -> Run:
+    def _begin(self, layout: Layout, pruning: Pruning, max_new_tokens: int) -> Run:
         schedule = self.bundle.schedule
         if pruning.criterion != "none":
             criterion(pruning.criterion)  # unknown is wrong also where nothing can be pruned
@@ -257,7 +273,13 @@ class Session:
         reason = unpruned_reason(pruning, layout, len(schedule.stages))
         if reason and (layout.is_protected | layout.is_forbidden).any():
             raise RequestError(f"regions have no effect, since {reason}; prune, or leave them out")
-        chain = DecoderChain(self._decoders, self.bundle.manifest, schedule, self._backend)
+        chain = DecoderChain(
+            self._decoders,
+            self.bundle.manifest,
+            schedule,
+            self._backend,
+            max_new_tokens=max_new_tokens,
+        )
         return Run(chain=chain, layout=layout, pruning=None if reason else pruning, reason=reason)
 
     def _result(
@@ -280,6 +302,7 @@ class Session:
             backend=self._backend.name,
             device=self._backend.device,
             precision=self.bundle.manifest.recipe.precision,
+            notes=self.notes,
         )
 
 

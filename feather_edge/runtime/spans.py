@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from feather_edge.pruning import Layout, VisualSpan
-from feather_edge.runtime.rotary import rotary_frequencies
+from feather_edge.runtime.rotary import prompt_coordinates, rotary_angles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from feather_edge.images import Raster
-    from feather_edge.manifest import BundleManifest
+    from feather_edge.manifest import BundleManifest, Rotary
 
 
 def place_spans(rasters: Sequence[Raster], is_image: NDArray[np.bool_]) -> list[VisualSpan]:
@@ -37,7 +37,7 @@ def place_spans(rasters: Sequence[Raster], is_image: NDArray[np.bool_]) -> list[
             image=raster.image,
         )
         spans.append(span)
-        taken += span.end - span.start
+        taken += span.end - span.start + raster.end_gap
     return spans
 
 
@@ -47,5 +47,10 @@ def typical_layout(manifest: BundleManifest, *, num_text_tokens: int = 0) -> Lay
     for height, width in manifest.image.typical_grids:
         spans.append(VisualSpan(start=end, height=height, width=width))
         end = spans[-1].end
-    frequencies = rotary_frequencies(manifest.rotary)
-    return Layout.full(end + num_text_tokens, spans, frequencies=frequencies)
+    return prompt_layout(manifest.rotary, end + num_text_tokens, spans)
+
+
+def prompt_layout(rotary: Rotary, num_rows: int, spans: Sequence[VisualSpan]) -> Layout:
+    """Return the layout of an unpruned prompt, with the rotary angles of its rows."""
+    angles = rotary_angles(rotary, prompt_coordinates(rotary, num_rows, spans))
+    return Layout.full(num_rows, spans, angles=angles)

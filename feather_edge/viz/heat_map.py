@@ -8,7 +8,9 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from PIL import Image, ImageDraw
+    from PIL import Image
+
+    from feather_edge.viz.token_map import TokenMap
 
 __all__ = ["colour_of", "heat_map"]
 
@@ -37,8 +39,7 @@ def heat_map(
     scores: NDArray[np.float32] | None,
     kept_indices: NDArray[np.int64],
     *,
-    grid: tuple[int, int],
-    size: int = 400,
+    tokens: TokenMap,
 ) -> Image.Image:
     """Return the scores as colours over a shadow of ``picture``, kept tokens outlined.
 
@@ -48,31 +49,25 @@ def heat_map(
         picture: what the model saw, after resize and crop.
         scores: [num_visual_tokens], NaN where a token was gone before (grey); None for a
             criterion that has no scores.
-        kept_indices: raster indices of the kept tokens.
-        grid: (rows, columns) of visual tokens.
-        size: length of the longer side of the result in pixels.
+        kept_indices: of the kept tokens, among all of the prompt.
+        tokens: which token each pixel of the result shows; see ``token_maps``.
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    scale = size / max(picture.size)
-    width, height = (round(side * scale) for side in picture.size)
-    rows = np.arange(height) * grid[0] // height
-    columns = np.arange(width) * grid[1] // width
-    cells = (rows[:, None], columns[None, :])
+    height, width = tokens.pixels.shape
     shadow = np.asarray(picture.convert("L").resize((width, height), Image.Resampling.NEAREST))
-    colours = np.full((*grid, 3), GONE, np.uint8)
+    colours = np.full((height, width, 3), GONE, np.uint8)
     if scores is not None:
-        levels = _ranks(scores).reshape(grid)
+        levels = np.where(tokens.pixels >= 0, _ranks(scores)[tokens.pixels], np.nan)
         alive = ~np.isnan(levels)
         colours[alive] = colour_of(levels[alive])
     light = (1 - PICTURE_SHARE) + PICTURE_SHARE * (shadow[..., None] / 255.0)
-    canvas = Image.fromarray((colours[cells] * light).astype(np.uint8))
+    shown = (colours * light).astype(np.uint8)
+    shown[_borders(np.isin(tokens.pixels, kept_indices))] = 255
+    canvas = Image.fromarray(shown)
     draw = ImageDraw.Draw(canvas)
-    kept = np.zeros(grid, np.bool_)
-    kept.ravel()[kept_indices] = True
-    _outline(draw, kept, width=width, height=height)
     if scores is None:
-        font = ImageFont.load_default(size=max(10, size // 20))
+        font = ImageFont.load_default(size=max(10, max(width, height) // 20))
         draw.text((width / 2, height / 2), "ranks without scores", "#ffffff", font, "mm",
                   stroke_width=3, stroke_fill="#000000")  # fmt: skip
     return canvas
@@ -87,15 +82,13 @@ def _ranks(scores: NDArray[np.float32]) -> NDArray[np.float64]:
     return ranks
 
 
-def _outline(
-    draw: ImageDraw.ImageDraw, kept: NDArray[np.bool_], *, width: int, height: int
-) -> None:
-    """Draw a line wherever a kept token borders one that is not."""
-    num_rows, num_columns = kept.shape
+def _borders(kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the pixels within two of a border between kept tokens and others."""
     padded = np.pad(kept, 1)
-    xs = [-(-column * width // num_columns) for column in range(num_columns + 1)]
-    ys = [-(-row * height // num_rows) for row in range(num_rows + 1)]
-    for row, column in zip(*np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1]), strict=True):
-        draw.line((xs[column], ys[row], xs[column + 1], ys[row]), fill="#ffffff", width=2)
-    for row, column in zip(*np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1]), strict=True):
-        draw.line((xs[column], ys[row], xs[column], ys[row + 1]), fill="#ffffff", width=2)
+    borders = np.zeros_like(kept)
+    for axis in (0, 1):
+        differs = np.diff(padded.astype(np.int8), axis=axis) != 0
+        inner = differs[:, 1:-1] if axis == 0 else differs[1:-1]
+        borders |= np.take(inner, range(kept.shape[axis]), axis=axis)
+        borders |= np.take(inner, range(1, kept.shape[axis] + 1), axis=axis)
+    return borders

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
     from feather_edge.images.geometry import Box
+    from feather_edge.viz.token_map import TokenMap
 
 DROPPED_DIM = 0.16
 """Brightness of a dropped token's pixels: dark enough to read as gone, light enough to place."""
@@ -41,32 +42,26 @@ def kept_tokens(
     picture: Image.Image,
     kept_indices: NDArray[np.int64] | Sequence[int],
     *,
-    grid: tuple[int, int],
+    tokens: TokenMap,
     boxes: Sequence[tuple[Box, str]] = (),
-    size: int = 400,
     is_lost_visible: bool = False,
 ) -> Image.Image:
     """Return ``picture`` enlarged, with the tokens that are not kept dimmed.
 
     Args:
         picture: what the model saw, after resize and crop.
-        kept_indices: raster indices of the kept tokens.
-        grid: (rows, columns) of visual tokens.
+        kept_indices: of the kept tokens, among all of the prompt.
+        tokens: which token each pixel of the result shows; see ``token_maps``.
         boxes: boxes in the picture's pixels, and the colour of each.
-        size: length of the longer side of the result in pixels.
         is_lost_visible: dropped tokens go greyish instead of dark.
     """
     from PIL import Image, ImageDraw
 
-    scale = size / max(picture.size)
-    width, height = (round(side * scale) for side in picture.size)
+    height, width = tokens.pixels.shape
+    scale = width / picture.width
     # Nearest neighbour: interpolation would invent detail the model never had.
     pixels = np.asarray(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST))
-    kept = np.zeros(grid[0] * grid[1], np.bool_)
-    kept[kept_indices] = True
-    rows = np.arange(height) * grid[0] // height
-    columns = np.arange(width) * grid[1] // width
-    is_kept = kept.reshape(grid)[rows[:, None], columns[None, :]]
+    is_kept = np.isin(tokens.pixels, kept_indices)
     dimmed = pixels * DROPPED_DIM
     if is_lost_visible:
         grey = pixels.mean(axis=2, keepdims=True)

@@ -6,12 +6,15 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from feather_edge.errors import RequestError
 from feather_edge.evaluate.answers import MIN_IOU, BoxReader
 from feather_edge.evaluate.boxes import intersection_over_union
 from feather_edge.images import load_image
 from feather_edge.viz.heat_map import heat_map
 from feather_edge.viz.kept_tokens import Panel, contact_sheet, kept_tokens
+from feather_edge.viz.token_map import TokenMap, token_maps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,7 +118,8 @@ def draw_results(
     """Return a contact sheet of results that you have, one row each.
 
     The first panel of a row is the picture as the model saw it, with the answer; then come, for
-    every stage, the tokens that were kept and the scores that ranked them.
+    every stage, the tokens that were kept and the scores that ranked them. Where a picture is
+    seen twice, as a thumbnail and in tiles, each view has panels of its own.
 
     Args:
         bundle: what the results came from.
@@ -130,7 +134,8 @@ def draw_results(
         RequestError: if a result is of several pictures, or of another bundle.
     """
     picture, images = load_image(image), bundle.manifest.image
-    (raster,) = rasters = images.prepare([picture]).rasters
+    rasters = images.prepare([picture]).rasters
+    geometry = images.geometry(picture.size)
     for result in results:
         if result.rasters != rasters:
             raise RequestError(
@@ -139,11 +144,10 @@ def draw_results(
             )
     pen = _Pen(
         view=images.view(picture),
-        geometry=images.geometry(picture.size),
-        grid=(raster.height, raster.width),
+        geometry=geometry,
+        maps=token_maps(rasters, geometry, size=panel_size),
         reader=BoxReader.of(bundle, box_format),
         unpruned=unpruned,
-        size=panel_size,
     )
     return contact_sheet([pen.row(result) for result in results], heading=prompt)
 
@@ -154,45 +158,50 @@ class _Pen:
 
     view: Image.Image
     geometry: ViewGeometry
-    grid: tuple[int, int]
+    maps: tuple[TokenMap, ...]
     reader: BoxReader | None
     unpruned: Result | None
-    size: int
 
     def row(self, result: Result) -> list[Panel]:
         boxes = self._boxes(result)
         panels = [self._answer(result, boxes)]
         for stage in result.stages:
-            panels += [self._kept(stage, result, boxes), self._scores(stage)]
+            for number, tokens in enumerate(self.maps):
+                panels += [self._kept(stage, number, boxes), self._scores(stage, tokens)]
         return panels
 
     def _answer(self, result: Result, boxes: list[tuple[Box, str]]) -> Panel:
-        every = range(self.grid[0] * self.grid[1])
+        every = range(result.num_visual_tokens)
         criterion = result.stages[0].criterion if result.stages else "none"
         comparison, is_alarming = self._comparison(result)
         return Panel(
-            picture=kept_tokens(self.view, every, grid=self.grid, boxes=boxes, size=self.size),
+            picture=kept_tokens(self.view, every, tokens=self.maps[-1], boxes=boxes),
             title=f"{criterion}: {self._words(result)}",
             subtitle=comparison,
             is_alarming=is_alarming,
         )
 
-    def _kept(self, stage: StageResult, result: Result, boxes: list[tuple[Box, str]]) -> Panel:
+    def _kept(self, stage: StageResult, number: int, boxes: list[tuple[Box, str]]) -> Panel:
+        tokens = self.maps[number]
         picture = kept_tokens(
-            self.view, stage.kept_indices, grid=self.grid, boxes=boxes, size=self.size,
-            is_lost_visible=True,
-        )  # fmt: skip
+            self.view, stage.kept_indices, tokens=tokens, boxes=boxes, is_lost_visible=True
+        )
+        num_kept, num_tokens = (
+            np.isin(tokens.indices, stage.kept_indices).sum(),
+            len(tokens.indices),
+        )
+        title = f"kept {num_kept} of {num_tokens} ({num_kept / num_tokens:.0%})"
+        if len(self.maps) > 1:
+            title += f" in view {number + 1} of {len(self.maps)}"
         return Panel(
             picture=picture,
-            title=f"kept {stage.num_kept} of {result.num_visual_tokens} ({stage.keep_ratio:.0%})",
+            title=title,
             subtitle=f"before layer {stage.before_layer}; what is greyish was lost",
         )
 
-    def _scores(self, stage: StageResult) -> Panel:
+    def _scores(self, stage: StageResult, tokens: TokenMap) -> Panel:
         return Panel(
-            picture=heat_map(
-                self.view, stage.scores, stage.kept_indices, grid=self.grid, size=self.size
-            ),
+            picture=heat_map(self.view, stage.scores, stage.kept_indices, tokens=tokens),
             title=f"scores before layer {stage.before_layer}",
             subtitle="bright ranks high; outlined was kept",
         )
@@ -211,7 +220,8 @@ class _Pen:
     def _boxes(self, result: Result) -> list[tuple[Box, str]]:
         found = []
         if (box := self._read(self.unpruned)) is not None:
-            gap = 3 * max(self.view.size) / self.size  # both lines show where the boxes agree
+            # Both lines show where the boxes agree.
+            gap = 3 * self.view.width / self.maps[0].pixels.shape[1]
             x0, y0, x1, y1 = box
             found.append(((x0 - gap, y0 - gap, x1 + gap, y1 + gap), UNPRUNED_COLOUR))
         if (box := self._read(result)) is not None:

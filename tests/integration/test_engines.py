@@ -66,7 +66,7 @@ def test_what_is_installed_here() -> None:
     assert environment.tensorrt_version.startswith("1.")
 
 
-@pytest.mark.parametrize("opset", ["18", "23"])
+@pytest.mark.parametrize("opset", ["18", "23", "24"])
 def test_every_graph_of_the_shipped_model_builds(bundle: Bundle, opset: str) -> None:
     report = build_engines(bundle, rtx(opset=opset), target=f"rtx-{opset}")
     assert [engine.graph for engine in report.engines] == GRAPHS
@@ -89,7 +89,7 @@ def test_for_every_gpu_of_the_target_and_with_one_profile(bundle: Bundle) -> Non
 def test_float32_builds_too(bundles: BundleFactory, tmp_path: Path) -> None:
     """Attention has no fused kernel there, so it is made decomposable."""
     fp32 = own(bundles(num_layers=4).bundle, tmp_path)
-    for opset in ("18", "23"):
+    for opset in ("18", "23", "24"):
         report = build_engines(fp32, rtx(opset=opset), target=f"rtx-{opset}")
         assert len(report.engines) == 4
 
@@ -100,8 +100,8 @@ def test_float32_for_turing_says_what_to_do(bundles: BundleFactory, tmp_path: Pa
         build_engines(fp32, rtx(compute_capabilities=("7.5",)), target="turing")
 
 
-@pytest.mark.parametrize("opset", ["18", "23"])
-def test_a_decoder_of_realistic_width(tmp_path: Path, opset: Literal["18", "23"]) -> None:
+@pytest.mark.parametrize("opset", ["18", "23", "24"])
+def test_a_decoder_of_realistic_width(tmp_path: Path, opset: Literal["18", "23", "24"]) -> None:
     """D = 1536, 12 heads on 2, MLP of 8960, 4 layers in 2 segments; a few seconds an engine."""
     checkpoint = write_checkpoint(CHECKPOINT, tmp_path / "c", SIZES | {"num_hidden_layers": 4})
     recipe = ExportRecipe(precision="fp16", stages=(2,), opset=opset)
@@ -141,7 +141,7 @@ def test_the_shipped_model_builds_in_every_precision(
     bundle = own(bundles.export(CHECKPOINT, recipe=ExportRecipe(**precision)).bundle, tmp_path)
     report = build_engines(bundle, rtx(), target="rtx")
     assert [engine.graph for engine in report.engines] == GRAPHS
-    assert {engine.opset for engine in report.engines} == {23}
+    assert {engine.opset for engine in report.engines} <= {23, 24}
 
 
 def test_a_quantised_checkpoint_builds(bundles: BundleFactory, tmp_path: Path) -> None:
@@ -165,12 +165,29 @@ def test_dynamic_int8_is_for_cpus(bundles: BundleFactory, tmp_path: Path) -> Non
         build_engines(bundle, rtx(), target="rtx")
 
 
+def test_the_file_on_disk_leaves_the_capacity_open(bundle: Bundle, tmp_path: Path) -> None:
+    """TensorRT is told it on the way, and would read no other graph."""
+    limits = {"max_prompt_tokens": 100, "max_visual_tokens": 256, "max_cache_capacity": 700}
+    build_engines(bundle, rtx(opset="24", **limits), target="rtx-700")
+    Bundle.open(bundle.path)  # nothing was changed or added
+    record = read_record(bundle.path, "rtx-700", "decoder_1")
+    caches = {n: r for n, r in record.profiles[0].inputs.items() if "past_key_values" in n}
+    assert {span.max[2] for span in caches.values()} == {700}
+    (form,) = (form for form in bundle.decoders[1].forms if form.opset == 24)
+    job = job_for(
+        bundle.path / form.file, *record.profiles,
+        engine=str(tmp_path / "engine"), result=str(tmp_path / "result"),
+    )  # fmt: skip
+    with pytest.raises(BuildError, match="must have a static sequence length .*--opset 23"):
+        run_job(job, log=tmp_path / "log", timeout_s=120, on_phase=None)
+
+
 def test_the_command(bundle: Bundle) -> None:
     arguments = ["build-engine", str(bundle.path), "--target", "rtx"]
     quick = ["--compute-capabilities", "8.6", "--builder-optimization-level", "0", "--jobs", "2"]
     first = CliRunner().invoke(main, [*arguments, *quick])
     assert first.exit_code == 0, first.output
-    assert first.stdout.count("opset 23") == 4
+    assert first.stdout.count("opset 24") == 4
     again = CliRunner().invoke(main, [*arguments, *quick, "--json"])
     assert '"is_new":false' in again.stdout
     assert '"is_new":true' not in again.stdout
@@ -184,7 +201,7 @@ def test_float32_stays_float32_and_phases_are_reported(bundle: Bundle, tmp_path:
     from feather_edge.engines.plan import plan_engines
 
     environment = Environment(tensorrt_version="1.7.1.116", device=None)
-    plan = plan_engines(bundle, rtx(), environment, target="here", plugin=None)[1]
+    plan = plan_engines(bundle, rtx(opset="23"), environment, target="here", plugin=None)[1]
     log = tmp_path / "log"
     phases: list[str] = []
 
@@ -294,7 +311,7 @@ def test_a_jetson_cannot_be_built_for_elsewhere(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
-def test_functions_can_be_cut_from_a_copy(bundle: Bundle, tmp_path: Path) -> None:
+def test_functions_can_be_cut(bundle: Bundle, tmp_path: Path) -> None:
     """Without function and without plugin the op is unknown: so the function was really gone."""
     from feather_edge.engines.jobs import Environment
     from feather_edge.engines.plan import plan_engines

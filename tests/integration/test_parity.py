@@ -14,6 +14,7 @@ from support.reference import ReferenceVlm
 from support.shipped import CHECKPOINT
 
 from feather_edge.recipes import ExportRecipe, load_recipe
+from feather_edge.runtime import kv_cache
 
 if TYPE_CHECKING:
     from support.bundles import BundleFactory
@@ -103,7 +104,7 @@ def test_unpruned_logits_are_those_of_transformers(bundles: BundleFactory, varia
     assert largest_logit_error(exported.bundle, reference) <= LOGITS_TOLERANCE
 
 
-@pytest.mark.parametrize("opset", ["23", "18"])
+@pytest.mark.parametrize("opset", ["24", "23", "18"])
 def test_unpruned_logits_of_the_shipped_model(bundles: BundleFactory, opset: str) -> None:
     recipe = msgspec.structs.replace(load_recipe("scene-vlm"), opset=opset)
     exported = bundles.export(CHECKPOINT, recipe=recipe)
@@ -132,6 +133,21 @@ def test_the_older_operators_compute_the_same(bundles: BundleFactory, variant: s
     assert largest_logit_error(exported.bundle, reference) <= LOGITS_TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("variant", "step"),
+    [("clip-llama", 256), ("siglip-qwen3", 5), ("one-key-head", 5), ("ungrouped", 5)],
+)
+def test_caches_in_place_compute_the_same(
+    bundles: BundleFactory, monkeypatch: pytest.MonkeyPatch, variant: str, step: int
+) -> None:
+    """Also where decode steps see empty slots, and more of them as they go on."""
+    monkeypatch.setattr(kv_cache, "SEEN_STEP", step)
+    exported = bundles(num_layers=4, recipe=ExportRecipe(opset="24"), **VARIANTS[variant])
+    reference = ReferenceVlm(exported.checkpoint)
+
+    assert largest_logit_error(exported.bundle, reference) <= LOGITS_TOLERANCE
+
+
 @pytest.mark.parametrize("stages", [(), (3,), (1, 2, 3)], ids=str)
 def test_logits_do_not_depend_on_the_split(
     bundles: BundleFactory, stages: tuple[int, ...]
@@ -143,7 +159,7 @@ def test_logits_do_not_depend_on_the_split(
     assert largest_logit_error(exported.bundle, reference) <= LOGITS_TOLERANCE
 
 
-@pytest.mark.parametrize("opset", ["23", "18"])
+@pytest.mark.parametrize("opset", ["24", "23", "18"])
 @pytest.mark.parametrize("variant", ["clip-llama", "siglip-qwen2", "tied"])
 def test_fp16_logits_are_near_those_of_float32(
     bundles: BundleFactory, variant: str, opset: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 import pytest
+from support.engines import job_for
 
+from feather_edge.engines.model_bytes import model_bytes
 from feather_edge.engines.plugin_build import build_plugin
+from feather_edge.graphs import CACHE_CAPACITY
 from feather_edge.recipes import ExportRecipe
 
 if TYPE_CHECKING:
@@ -31,11 +35,21 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["decoder_0.onnx", "decoder_0.opset18.onnx"])
-def graph(request: pytest.FixtureRequest, bundles: BundleFactory) -> Path:
-    """The first segment in fp16, for each opset."""
+@pytest.fixture(
+    scope="module",
+    params=["decoder_0.onnx", "decoder_0.opset18.onnx", "decoder_0.opset24.onnx"],
+)
+def graph(
+    request: pytest.FixtureRequest,
+    bundles: BundleFactory,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The first segment in fp16, for each opset, its caches of 2048 tokens if in place."""
     bundle = bundles(recipe=ExportRecipe(precision="fp16")).bundle
-    return Path(bundle.path / "onnx" / request.param)
+    folder = shutil.copytree(bundle.path / "onnx", tmp_path_factory.mktemp("graph") / "onnx")
+    job = job_for(folder / request.param, fixed_dims={CACHE_CAPACITY: 2048})
+    (folder / request.param).write_bytes(model_bytes(job))
+    return folder / request.param
 
 
 @pytest.fixture(scope="module")

@@ -115,15 +115,22 @@ def test_parts_have_precisions_of_their_own(bundles: BundleFactory, tmp_path: Pa
 
 
 def test_the_manifest_says_what_was_chosen(bundles: BundleFactory) -> None:
-    chosen = bundles(num_layers=NUM_LAYERS, recipe=recipe(precision="int4")).bundle.manifest.recipe
-    assert chosen == recipe(
-        precision="int4", vision_precision="int8", head_precision="int8", activations="fp32",
-        opset="23",
-    )  # fmt: skip
-    assert not [
-        form.opset for graph in bundles(num_layers=NUM_LAYERS, recipe=recipe(precision="int4"))
-        .bundle.manifest.graphs for form in graph.forms if form.opset != 23
-    ]  # fmt: skip
+    bundle = bundles(num_layers=NUM_LAYERS, recipe=recipe(precision="int4")).bundle
+    assert bundle.manifest.recipe == recipe(
+        precision="int4", vision_precision="int8", head_precision="int8", activations="fp32"
+    )
+
+
+@pytest.mark.parametrize(
+    ("precision", "opsets"),
+    [("fp16", {18, 23, 24}), ("int8", {23, 24}), ("bf16", {23, 24}), ("int8-dynamic", {23})],
+)
+def test_every_form_is_written_that_can_hold_the_precision(
+    bundles: BundleFactory, precision: Any, opsets: set[int]
+) -> None:
+    bundle = bundles(num_layers=NUM_LAYERS, recipe=recipe(precision=precision)).bundle
+    for graph in bundle.decoders:
+        assert {form.opset for form in graph.forms} == opsets
 
 
 def test_embeddings_keep_the_checkpoints_type_where_it_is_narrower(

@@ -2,35 +2,26 @@
 
 Sets are compared for equality. Two float32 implementations of a softmax may rank two tokens
 differently when their scores are all but equal, so a differing set passes only where the
-reference's scores at the cut are closer than ``TIE_GAP``; such cases are counted and bounded.
+reference's scores at the cut are closer than ``support.pairs.TIE_GAP``; such cases are counted
+and bounded.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
-import torch
 from support.images import random_images, scene_questions
-from support.reference import ReferencePruning, ReferenceVlm
+from support.pairs import Pair, open_pair
+from support.reference import ReferencePruning
 from support.shipped import CHECKPOINT
 
-from feather_edge import Session
 from feather_edge.pruning import Pruning
 from feather_edge.recipes import ExportRecipe, load_recipe
-from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from support.bundles import BundleFactory
 
-    from support.bundles import BundleFactory, Exported
-
-    from feather_edge.runtime.result import Result
-
-TIE_GAP = 1e-6
-SCORE_TOLERANCE = 1e-5
 NUM_SCENES = 50
 MAX_TIED_RUNS = 2
 STAGES = (2, 4)
@@ -44,68 +35,6 @@ KINDS = [
     ("pyramiddrop", "fill"),
     ("ivc", "fill"),
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """The same checkpoint twice: as a session of its bundle and as the torch reference."""
-
-    session: Session
-    reference: ReferenceVlm
-
-    def run(
-        self,
-        images: Sequence[np.ndarray],
-        prompt: str,
-        pruning: ReferencePruning | None,
-        *,
-        max_new_tokens: int = 12,
-    ) -> bool:
-        """Answer with both and compare; returns whether a tie at the cut set them apart."""
-        result = self.session.generate(
-            images, prompt, pruning=options(pruning), max_new_tokens=max_new_tokens
-        )
-        inputs = self.reference.prepare(list(images), prompt)
-        expected = self.reference.run(inputs, pruning, max_new_tokens=max_new_tokens)
-        if pruning is not None and self._differs_by_tie(result, expected.stages):
-            return True
-        assert list(result.token_ids) == expected.token_ids
-        return False
-
-    @staticmethod
-    def _differs_by_tie(result: Result, stages: Sequence[object]) -> bool:
-        assert len(result.stages) == len(stages)
-        for ours, theirs in zip(result.stages, stages, strict=True):
-            assert ours.before_layer == theirs.before_layer
-            alive = list(theirs.scores)
-            np.testing.assert_allclose(
-                ours.scores[alive], list(theirs.scores.values()), atol=SCORE_TOLERANCE
-            )
-            if ours.kept_indices.tolist() != theirs.kept:
-                assert theirs.cut_gap < TIE_GAP
-                return True  # what follows is of two different, equally good choices
-        return False
-
-
-def options(pruning: ReferencePruning | None) -> Pruning:
-    """The request that asks for what the reference is told to do."""
-    if pruning is None:
-        return Pruning(criterion="none")
-    return Pruning(
-        criterion=pruning.method,
-        keep_ratio=pruning.keep_ratio,
-        stride=pruning.stride,
-        selection=pruning.selection,
-    )
-
-
-def open_pair(exported: Exported) -> Pair:
-    torch.set_num_threads(1)
-    backend = OnnxRuntimeBackend(device="cpu", num_threads=1)
-    return Pair(
-        session=Session.open(exported.bundle, backend=backend),
-        reference=ReferenceVlm(exported.checkpoint),
-    )
 
 
 TEXTS = ("llama", "mistral", "qwen2", "qwen3")
@@ -159,11 +88,12 @@ def test_tiny_models_keep_and_answer_as_the_reference(
         assert not tiny.run(images, "where is the red circle ?", pruning)
 
 
+@pytest.mark.parametrize("opset", ["24", "18"])
 @pytest.mark.parametrize(("method", "selection"), KINDS)
-def test_the_older_operators_keep_the_same(
-    bundles: BundleFactory, method: str, selection: str
+def test_other_operators_keep_the_same(
+    bundles: BundleFactory, method: str, selection: str, opset: str
 ) -> None:
-    recipe = ExportRecipe(stages=STAGES, opset="18")
+    recipe = ExportRecipe(stages=STAGES, opset=opset)
     pair = open_pair(bundles(num_layers=6, image_size=56, recipe=recipe))
     pruning = ReferencePruning(method=method, selection=selection, stages=STAGES)
 

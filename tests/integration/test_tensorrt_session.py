@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def exported(bundles: BundleFactory) -> Bundle:
-    return bundles(num_layers=4, recipe=ExportRecipe(opset="both")).bundle
+    return bundles(num_layers=4, recipe=ExportRecipe(opset="all")).bundle
 
 
 def picture(seed: int = 0) -> Image.Image:
@@ -40,7 +40,7 @@ def picture(seed: int = 0) -> Image.Image:
 
 
 @pytest.mark.usefixtures("trt")
-@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize("opset", [18, 23, 24])
 @pytest.mark.parametrize(
     "pruning",
     [
@@ -71,8 +71,11 @@ def test_a_target_needs_a_backend_by_name(exported: Bundle) -> None:
 
 
 @pytest.mark.usefixtures("trt")
-def test_several_requests_and_two_sessions_share_nothing(exported: Bundle, tmp_path: Path) -> None:
-    bundle = bundle_with_engines(exported, tmp_path / "bundle")
+@pytest.mark.parametrize("opset", [18, 24])
+def test_several_requests_and_two_sessions_share_nothing(
+    exported: Bundle, tmp_path: Path, opset: int
+) -> None:
+    bundle = bundle_with_engines(exported, tmp_path / "bundle", opset=opset)
     with (
         Session.open(bundle, backend="tensorrt") as one,
         Session.open(bundle, backend="tensorrt") as two,
@@ -99,8 +102,11 @@ def test_the_command_runs_engines(trt: Any, exported: Bundle, tmp_path: Path) ->
     assert trt.contexts
 
 
-def test_one_profile_for_prefill_and_decode(trt: Any, exported: Bundle, tmp_path: Path) -> None:
-    bundle = bundle_with_engines(exported, tmp_path / "bundle", one_profile=True)
+@pytest.mark.parametrize("opset", [18, 24])
+def test_one_profile_for_prefill_and_decode(
+    trt: Any, exported: Bundle, tmp_path: Path, opset: int
+) -> None:
+    bundle = bundle_with_engines(exported, tmp_path / "bundle", one_profile=True, opset=opset)
     answers = []
     for backend in ("onnxruntime", "tensorrt"):
         with Session.open(bundle, backend=backend) as session:

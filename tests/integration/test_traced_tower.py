@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 RECIPE = ExportRecipe(stages=(1, 2))
 
 
-@pytest.mark.parametrize(("vision", "opset"), [("dinov2", "both"), ("vit", "18")])
+@pytest.mark.parametrize(("vision", "opset"), [("dinov2", "all"), ("vit", "18")])
 def test_answers_are_those_of_transformers(
     bundles: BundleFactory, vision: str, opset: str
 ) -> None:

@@ -33,7 +33,7 @@ BIAS = "layers.1/self_attn/residual"
 
 @pytest.fixture
 def exported(bundles: BundleFactory) -> Bundle:
-    return bundles(num_layers=4, recipe=ExportRecipe(opset="both")).bundle
+    return bundles(num_layers=4, recipe=ExportRecipe(opset="all")).bundle
 
 
 def run(*arguments: str | Path, status: int = 0) -> Any:
@@ -148,7 +148,7 @@ def test_what_cannot_be_compared(exported: Bundle, bundles: BundleFactory) -> No
     )
     assert "opset is for onnxruntime" in refused(exported, backend="tensorrt", opset=18)
     assert refused(exported, backend="onnxruntime", opset=23) == (
-        "opset 23 cannot be compared with the reference, opset 23; choose 18"
+        "opset 23 cannot be compared with the reference, opset 23; choose 18, 24"
     )
     single = bundles(num_layers=4, recipe=ExportRecipe(opset="23")).bundle
     assert "has its graphs in opset 23 alone, so there is nothing to compare" in refused(
@@ -164,3 +164,37 @@ def test_recorded_gathers_on_the_host_pass_through(exported: Bundle) -> None:
     tensor = recorder.upload(np.arange(6, dtype=np.float32).reshape(1, 3, 2))
     taken = recorder.download(recorder.take_rows(tensor, np.array([0, 2])))
     assert taken.tolist() == [[[0, 1], [4, 5]]]
+
+
+def test_caches_in_place_agree_with_caches_that_grow(exported: Bundle) -> None:
+    result = run(exported.path, "--backend", "onnxruntime", "--opset", "24", "--json")
+    report = json.loads(result.stdout)
+    assert report["tested"] == "onnxruntime with opset 24"
+    assert report["reference"] == "onnxruntime with opset 23"
+    assert report["first_bad"] is None
+    phases = {t["phase"] for t in report["tensors"] if t["tensor"] == "present.3.value"}
+    assert phases == {"prefill", "decode"}
+    run(exported.path, "--backend", "onnxruntime", "--opset", "24", "--layers")
+
+
+@pytest.mark.usefixtures("trt")
+def test_the_reference_may_have_caches_in_place_too(
+    bundles: BundleFactory, tmp_path: Path
+) -> None:
+    only = bundles(num_layers=4, recipe=ExportRecipe(opset="24")).bundle
+    bundle = bundle_with_engines(only, tmp_path / "bundle", opset=24)
+    result = run(bundle.path, "--backend", "tensorrt", "--target", TARGET)
+    assert "tensorrt against onnxruntime with opset 24" in result.stdout
+
+
+@pytest.mark.usefixtures("trt")
+def test_engines_with_less_room_than_the_reference_are_refused(
+    exported: Bundle, tmp_path: Path
+) -> None:
+    bundle = bundle_with_engines(exported, tmp_path / "bundle", opset=24)
+    question = "where is it " * 30
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (30, 30)).save(picture)
+    ask = ("--image", picture, "--prompt", question)
+    result = run(bundle.path, "--backend", "tensorrt", "--target", TARGET, *ask, status=1)
+    assert "but the profile prefill of its engine takes" in result.stderr

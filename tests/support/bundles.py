@@ -18,6 +18,7 @@ from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from feather_edge.runtime.decoder import DecoderChain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from feather_edge.pruning import Pruning
@@ -41,13 +42,23 @@ class BundleFactory:
         self._root = root
         self._made: dict[str, Path] = {}
 
-    def checkpoint(self, **options: Any) -> Path:
-        """Return a checkpoint of ``tiny_llava(**options)``, not to be changed."""
-        return self._once("checkpoint", repr(sorted(options.items())), options)
+    def checkpoint(self, make: Callable[..., Path] = tiny_llava, **options: Any) -> Path:
+        """Return a checkpoint of ``make(folder, **options)``, not to be changed."""
+        key = f"checkpoint {make.__name__} {sorted(options.items())!r}"
+        if key not in self._made:
+            folder = self._root / f"checkpoint-{len(self._made)}"
+            self._made[key] = make(folder, **options)
+        return self._made[key]
 
-    def __call__(self, *, recipe: ExportRecipe | None = None, **options: Any) -> Exported:
+    def __call__(
+        self,
+        make: Callable[..., Path] = tiny_llava,
+        *,
+        recipe: ExportRecipe | None = None,
+        **options: Any,
+    ) -> Exported:
         """Return a checkpoint and its bundle, neither to be changed."""
-        checkpoint = self.checkpoint(**options)
+        checkpoint = self.checkpoint(make, **options)
         return self.export(checkpoint, recipe=recipe)
 
     def export(self, checkpoint: Path, *, recipe: ExportRecipe | None = None) -> Exported:
@@ -58,12 +69,6 @@ class BundleFactory:
             folder = self._root / f"bundle-{len(self._made)}"
             self._made[key] = export(checkpoint, folder, recipe).path
         return Exported(checkpoint=checkpoint, bundle=Bundle.open(self._made[key]))
-
-    def _once(self, kind: str, key: str, options: dict[str, Any]) -> Path:
-        if f"{kind} {key}" not in self._made:
-            folder = self._root / f"{kind}-{len(self._made)}"
-            self._made[f"{kind} {key}"] = tiny_llava(folder, **options)
-        return self._made[f"{kind} {key}"]
 
 
 class ChainRunner:
@@ -103,7 +108,11 @@ class ChainRunner:
         embeds = self._embeddings[prompt_ids]
         embeds[is_visual] = self.image_features(pixel_values)
         self._chain = DecoderChain(
-            self._graphs, self._bundle.manifest, self._bundle.schedule, self._backend
+            self._graphs,
+            self._bundle.manifest,
+            self._bundle.schedule,
+            self._backend,
+            max_new_tokens=64,
         )
         return self._chain.prefill(embeds, Layout.full(len(prompt_ids), spans), pruning)
 

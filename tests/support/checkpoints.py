@@ -18,7 +18,17 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["CHATML_TEMPLATE", "VICUNA_TEMPLATE", "tiny_llava", "tiny_tokenizer"]
+__all__ = [
+    "CHATML_TEMPLATE",
+    "IMAGE_TOKEN",
+    "VICUNA_TEMPLATE",
+    "generation_config",
+    "randomise",
+    "tiny_llava",
+    "tiny_text_config",
+    "tiny_tokenizer",
+    "tiny_vision_config",
+]
 
 Vision = Literal["clip", "siglip", "dinov2", "vit"]
 Text = Literal["llama", "mistral", "qwen2", "qwen3"]
@@ -147,8 +157,8 @@ def tiny_llava(
     """
     tokenizer = tiny_tokenizer(text)
     config = transformers.LlavaConfig(
-        vision_config=_vision_config(vision, image_size, patch_size, vision_overrides or {}),
-        text_config=_text_config(text, num_layers, tokenizer, text_overrides),
+        vision_config=tiny_vision_config(vision, image_size, patch_size, vision_overrides or {}),
+        text_config=tiny_text_config(text, num_layers, tokenizer, text_overrides),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         image_seq_length=(image_size // patch_size) ** 2,
         **{
@@ -158,20 +168,28 @@ def tiny_llava(
         },
     )
     model = transformers.LlavaForConditionalGeneration(config)
-    _randomise(model, seed=seed)
-    model.generation_config = transformers.GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    randomise(model, seed=seed)
+    model.generation_config = generation_config(tokenizer)
     model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
     _save_processor(folder, vision, tokenizer, config, text)
     return folder
 
 
-def _vision_config(
+def generation_config(
+    tokenizer: transformers.PreTrainedTokenizerFast,
+) -> transformers.GenerationConfig:
+    """The special tokens of a tokenizer."""
+    return transformers.GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def tiny_vision_config(
     vision: Vision, image_size: int, patch_size: int, overrides: dict[str, Any]
 ) -> transformers.PreTrainedConfig:
+    """Three layers, 32 wide; ``overrides`` replaces fields."""
     fields: dict[str, Any] = {
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -190,12 +208,13 @@ def _vision_config(
     return transformers.SiglipVisionConfig(**fields)
 
 
-def _text_config(
+def tiny_text_config(
     text: Text,
     num_layers: int,
     tokenizer: transformers.PreTrainedTokenizerFast,
     overrides: dict[str, Any],
 ) -> transformers.PreTrainedConfig:
+    """A decoder 64 wide with four heads, two for keys; ``overrides`` replaces fields."""
     fields: dict[str, Any] = {
         "vocab_size": len(tokenizer) + 3,  # padded past the tokenizer, as real checkpoints are
         "hidden_size": 64,
@@ -218,7 +237,7 @@ def _text_config(
     return kinds[text](**fields)
 
 
-def _randomise(model: torch.nn.Module, *, seed: int) -> None:
+def randomise(model: torch.nn.Module, *, seed: int) -> None:
     """Draw every parameter; the scale keeps activations near one and logits well apart."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

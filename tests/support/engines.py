@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from feather_edge.checkpoint.preprocessing import PreprocessConfig
 from feather_edge.engine_record import OptimizationProfile, ShapeRange
 from feather_edge.engines.jobs import EngineJob
-from feather_edge.graphs import DecoderShape, decoder_spec, vision_encoder_spec
+from feather_edge.graphs import OPSETS, DecoderShape, decoder_spec, vision_encoder_spec
 from feather_edge.images import RasterImages
 from feather_edge.manifest import BundleManifest, Rotary
 from feather_edge.pruning import PruningSchedule
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from feather_edge.recipes import ExportRecipe
 
 __all__ = ["job_for", "manifest_of", "profile_of"]
-
-OPSETS = (23, 18)
 
 
 def manifest_of(
@@ -90,6 +88,7 @@ def job_for(model: Path, *profiles: OptimizationProfile, **options: Any) -> Engi
         "timing_cache": None,
         "plugin": None,
         "strip_functions": False,
+        "fixed_dims": {},
         "decomposable_attention": False,
     }
     return EngineJob(**(fields | options))

@@ -5,6 +5,10 @@ Nothing is forgiven: use after free, copies out of range, host addresses where d
 belong, work on an unknown stream or unordered on two, a thread without a context. Work on a stream
 happens when the stream is synchronised and not before, and fresh memory holds NaN, so a result
 that nobody waited for or wrote is seen to be wrong.
+
+While a stream is captured, nothing may be allocated, freed, waited for, or copied from or to the
+host. A captured graph may run as long as the memory that it touches is there, and whoever put work
+into it does not object.
 """
 
 from __future__ import annotations
@@ -30,7 +34,10 @@ DEVICE_MEMORY = 0xD00D_0000_0000_0000
 
 SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, NO_DEVICE, INVALID_CONTEXT = 0, 1, 2, 100, 201
 ILLEGAL_ADDRESS = 700
+CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED = 900, 901
 NAMES = {
+    CAPTURE_UNSUPPORTED: b"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
+    CAPTURE_INVALIDATED: b"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
     INVALID_VALUE: b"CUDA_ERROR_INVALID_VALUE",
     OUT_OF_MEMORY: b"CUDA_ERROR_OUT_OF_MEMORY",
     NO_DEVICE: b"CUDA_ERROR_NO_DEVICE",
@@ -51,6 +58,15 @@ class Allocation:
     values: np.ndarray
     pending: dict[int, int] = field(default_factory=dict)
     """Pieces of work that touch it, by stream."""
+
+
+@dataclass(eq=False)
+class Work:
+    """Something that happens on a stream; ``begin`` is called when it is put there to happen."""
+
+    touched: list[Allocation]
+    run: Callable[[], None]
+    begin: Callable[[], None]
 
 
 class FakeGpu:
@@ -79,7 +95,10 @@ class FakeGpu:
         self._freed: list[tuple[int, int]] = []
         self._next = DEVICE_MEMORY
         self._threads: set[int] = set()
-        self._streams: dict[int, list[tuple[list[Allocation], Callable[[], None]]]] = {}
+        self._streams: dict[int, list[Work]] = {}
+        self._captures: dict[int, list[Work]] = {}
+        self._graphs: dict[int, list[Work]] = {}
+        self._is_invalid = False
         self._handles = itertools.count(0x5000, 16)
         self.library = FakeLibrary(self)
 
@@ -93,6 +112,7 @@ class FakeGpu:
         self.misuses.clear()
         self.allocations.clear()
         self._streams.clear()
+        self._graphs.clear()
         self.num_contexts = 0
 
     def check(self) -> None:
@@ -100,6 +120,7 @@ class FakeGpu:
         assert not self.misuses, self.misuses
         assert self.allocations == {}, f"{len(self.allocations)} allocations leaked"
         assert self._streams == {}, "a stream leaked"
+        assert self._graphs == {}, "a captured graph leaked"
         assert self.num_contexts == 0, "the primary context was not released"
 
     # What devices do with memory; fake TensorRT calls these too.
@@ -120,17 +141,35 @@ class FakeGpu:
         raise Misuse(f"{address:#x} is no device address")
 
     def enqueue(
-        self, stream: int, touched: Sequence[Allocation], work: Callable[[], None]
+        self,
+        stream: int,
+        touched: Sequence[Allocation],
+        work: Callable[[], None],
+        begin: Callable[[], None] = lambda: None,
     ) -> None:
-        """Let ``work`` happen when the stream is synchronised."""
+        """Let ``work`` happen when the stream is synchronised, or capture it."""
         if stream not in self._streams:
             raise Misuse(f"stream {stream:#x} does not exist")
-        for each in touched:
+        each = Work(list(touched), work, begin)
+        if stream in self._captures:
+            self._captures[stream].append(each)
+        else:
+            self._put(stream, each)
+
+    def is_capturing(self, stream: int) -> bool:
+        """Return whether what is enqueued is captured and does not happen."""
+        return stream in self._captures
+
+    def _put(self, stream: int, work: Work) -> None:
+        for each in work.touched:
+            if each not in self.allocations.values():
+                raise Misuse("a captured graph uses memory that was freed")
             if set(each.pending) - {stream}:
                 raise Misuse("memory is used on two streams without synchronisation")
-        for each in touched:
+        work.begin()
+        for each in work.touched:
             each.pending[stream] = each.pending.get(stream, 0) + 1
-        self._streams[stream].append((list(touched), work))
+        self._streams[stream].append(work)
 
     def host_address(self, address: int) -> int:
         """Return an address that must be on the host."""
@@ -183,6 +222,7 @@ class FakeGpu:
 
     def cuMemAlloc_v2(self, out: int, num_bytes: int) -> int:  # noqa: N802
         self._need_context()
+        self._forbid_in_capture("memory was allocated")
         if num_bytes == 0:
             return INVALID_VALUE
         if self.used_bytes + num_bytes > self.total_bytes:
@@ -193,6 +233,7 @@ class FakeGpu:
 
     def cuMemFree_v2(self, address: int) -> int:  # noqa: N802
         self._need_context()
+        self._forbid_in_capture("memory was freed")
         each, place = self.find(address, 1)
         if place.start != 0:
             raise Misuse("freed in the middle of an allocation")
@@ -206,6 +247,7 @@ class FakeGpu:
         self, target: int, source: int, num_bytes: int, stream: int
     ) -> int:
         self._need_context()
+        self._forbid_in_capture("host memory was read")
         each, place = self.find(target, num_bytes)
         staged = ctypes.string_at(self.host_address(source), num_bytes)
 
@@ -219,6 +261,7 @@ class FakeGpu:
         self, target: int, source: int, num_bytes: int, stream: int
     ) -> int:
         self._need_context()
+        self._forbid_in_capture("host memory was written")
         each, place = self.find(source, num_bytes)
         host = self.host_address(target)
 
@@ -240,6 +283,65 @@ class FakeGpu:
         self.enqueue(stream, [to, of], work)
         return SUCCESS
 
+    def cuMemsetD8Async(  # noqa: N802
+        self, target: int, value: int, num_bytes: int, stream: int
+    ) -> int:
+        self._need_context()
+        each, place = self.find(target, num_bytes)
+
+        def work() -> None:
+            each.values[place] = value
+
+        self.enqueue(stream, [each], work)
+        return SUCCESS
+
+    def cuStreamBeginCapture_v2(self, stream: int, mode: int) -> int:  # noqa: N802
+        self._need_context()
+        if mode != 1:
+            raise Misuse("a capture that other threads' work can break")
+        if stream not in self._streams or stream in self._captures:
+            raise Misuse(f"stream {stream:#x} cannot be captured")
+        self._captures[stream] = []
+        return SUCCESS
+
+    def cuStreamEndCapture(self, stream: int, out: int) -> int:  # noqa: N802
+        self._need_context()
+        if stream not in self._captures:
+            raise Misuse(f"stream {stream:#x} is not captured")
+        works = self._captures.pop(stream)
+        if self._is_invalid:
+            self._is_invalid = False
+            _store(out, c_void_p, None)
+            return CAPTURE_INVALIDATED
+        handle = next(self._handles)
+        self._graphs[handle] = works
+        return _store(out, c_void_p, handle)
+
+    def cuGraphInstantiateWithFlags(self, out: int, graph: int, flags: int) -> int:  # noqa: N802
+        self._need_context()
+        assert flags == 0
+        handle = next(self._handles)
+        self._graphs[handle] = list(self._graphs[graph])
+        return _store(out, c_void_p, handle)
+
+    def cuGraphLaunch(self, executable: int, stream: int) -> int:  # noqa: N802
+        self._need_context()
+        for work in self._graphs[executable]:
+            self._put(stream, work)
+        return SUCCESS
+
+    def cuGraphDestroy(self, graph: int) -> int:  # noqa: N802
+        self._need_context()
+        del self._graphs[graph]
+        return SUCCESS
+
+    def cuGraphExecDestroy(self, executable: int) -> int:  # noqa: N802
+        self._need_context()
+        works = self._graphs.pop(executable)
+        if any(work in pending for pending in self._streams.values() for work in works):
+            raise Misuse("a captured graph was destroyed while it runs")
+        return SUCCESS
+
     def cuStreamCreate(self, out: int, flags: int) -> int:  # noqa: N802
         self._need_context()
         if flags != 1:
@@ -250,14 +352,15 @@ class FakeGpu:
 
     def cuStreamSynchronize(self, stream: int) -> int:  # noqa: N802
         self._need_context()
+        self._forbid_in_capture("somebody waited")
         if stream not in self._streams:
             raise Misuse(f"stream {stream!r} does not exist")
         pending, self._streams[stream] = self._streams[stream], []
         with contextlib.ExitStack() as stack:
-            for touched, _ in pending:
-                stack.callback(_ended, touched, stream)
-            for _, work in pending:
-                work()
+            for work in pending:
+                stack.callback(_ended, work.touched, stream)
+            for work in pending:
+                work.run()
         return SUCCESS
 
     def cuStreamDestroy_v2(self, stream: int) -> int:  # noqa: N802
@@ -270,6 +373,15 @@ class FakeGpu:
         if status not in NAMES:
             return INVALID_VALUE
         return _store(out, c_char_p, NAMES[status])
+
+    def _forbid_in_capture(self, what: str) -> None:
+        if self._captures:
+            self._is_invalid = True
+            raise Misuse(f"{what} during a capture")
+
+    def invalidate(self) -> None:
+        """Let what is captured now come to nothing, as work that cannot be captured does."""
+        self._is_invalid = True
 
     def _need_context(self) -> None:
         if threading.get_ident() not in self._threads:

@@ -51,9 +51,10 @@ def write_engines(
     folder.mkdir(parents=True)
     for spec in (bundle.vision_encoder, *bundle.decoders):
         (form,) = [each for each in spec.forms if each.opset == opset]
-        record = _record(bundle, spec, form, target)
+        record = _record(bundle, spec.of(form), form, target)
         if one_profile and spec.name != "vision_encoder":
-            record = msgspec.structs.replace(record, profiles=(_spanning_profile(spec),))
+            spanning = _spanning_profile(spec.of(form))
+            record = msgspec.structs.replace(record, profiles=(spanning,))
         engine = fake_engine(
             bundle.path / form.file,
             [
@@ -99,13 +100,15 @@ def _profiles(spec: GraphSpec) -> tuple[OptimizationProfile, ...]:
                "total_sequence": (1, MAX_ROWS)}  # fmt: skip
     decode = {"batch": batch, "sequence": (1, 1), "past_sequence": (1, CAPACITY - 1),
               "total_sequence": (2, CAPACITY)}  # fmt: skip
+    for sizes in (prefill, decode):
+        sizes["cache_capacity"] = (CAPACITY, CAPACITY)
     return (_profile("prefill", spec, prefill, MAX_ROWS), _profile("decode", spec, decode, 1))
 
 
 def _spanning_profile(spec: GraphSpec) -> OptimizationProfile:
     past, total = (0, CAPACITY - 1), (1, MAX_ROWS + CAPACITY - 1)
     sizes = {"batch": (1, 1), "sequence": (1, MAX_ROWS), "past_sequence": past,
-             "total_sequence": total}  # fmt: skip
+             "total_sequence": total, "cache_capacity": (CAPACITY, CAPACITY)}  # fmt: skip
     return _profile("both", spec, sizes, MAX_ROWS)
 
 

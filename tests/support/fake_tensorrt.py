@@ -115,6 +115,11 @@ class _Engine:
     def get_tensor_dtype(self, name: str) -> DataType:
         return DataType((self.inputs | self.outputs)[name].type)
 
+    def get_aliased_input_tensor(self, name: str) -> str | None:
+        if "write_indices" not in self.inputs or not name.startswith("present."):
+            return None
+        return name.replace("present", "past_key_values")
+
     def get_tensor_location(self, name: str) -> TensorLocation:
         return TensorLocation.HOST if name == "num_kept" else TensorLocation.DEVICE
 
@@ -143,6 +148,7 @@ class _ExecutionContext:
         self._addresses: dict[str, int] = {}
         self._inferred: dict[str, tuple[int, ...]] | None = None
         self._memory = (0, 0)
+        self._shapes_run: dict[str, tuple[int, ...]] = {}
         self.executions: list[Execution] = []
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
@@ -205,29 +211,61 @@ class _ExecutionContext:
             raise Misuse("executed without scratch memory")
         shapes = {**self._shapes, **self._inferred}
         addresses = dict(self._addresses)
+        is_capturing = self._gpu.is_capturing(stream_handle)
+        if is_capturing and shapes != self._shapes_run:
+            raise Misuse("captured before a run with these shapes")
+        touched = self._touched(shapes)
+        execution = Execution(profile=self._known_profile(), shapes=shapes, addresses=addresses)
+        # What is read on the host is fixed in a captured graph.
+        fixed = self._host_inputs(execution) if is_capturing else {}
+
+        def begin() -> None:
+            if is_capturing and (addresses, shapes) != (
+                self._addresses,
+                {**self._shapes, **(self._inferred or {})},
+            ):
+                raise Misuse("a captured graph of a context that was told something else since")
+            self._shapes_run = shapes
+            self.executions.append(execution)
+
+        def work() -> None:
+            self._gpu.poison(scratch, num_bytes)
+            self._compute(execution, fixed)
+
+        self._gpu.enqueue(stream_handle, touched, work, begin)
+        return True
+
+    def _touched(self, shapes: dict[str, tuple[int, ...]]) -> list[Allocation]:
+        """Return the memory that a run uses, after checking who may overwrite what."""
+        addresses = self._addresses
         touched, written = [], []
         for name, shape in shapes.items():
             if self._engine.get_tensor_location(name) is TensorLocation.HOST:
                 continue
             each, place = self._gpu.find(addresses[name], self._num_bytes(name, shape))
+            past = self._engine.get_aliased_input_tensor(name)
+            if past is not None:
+                if addresses[name] != addresses[past]:
+                    raise Misuse(f"{name} is not where {past} is")
+                continue
             if name in self._engine.outputs:
                 written.append((each, place))
             touched.append((each, place))
         _check_overlaps(touched, written)
-        self.executions.append(
-            Execution(profile=self._known_profile(), shapes=shapes, addresses=addresses)
-        )
+        return [each for each, _ in touched]
 
-        def work() -> None:
-            self._gpu.poison(scratch, num_bytes)
-            self._compute(shapes, addresses)
+    def _host_inputs(self, execution: Execution) -> dict[str, np.ndarray]:
+        return {
+            name: self._read(name, execution.shapes[name], execution.addresses[name])
+            for name in self._engine.inputs
+            if self._engine.get_tensor_location(name) is TensorLocation.HOST
+        }
 
-        self._gpu.enqueue(stream_handle, [each for each, _ in touched], work)
-        return True
-
-    def _compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
+    def _compute(self, execution: Execution, fixed: dict[str, np.ndarray]) -> None:
+        shapes, addresses = execution.shapes, execution.addresses
         feeds = {
-            name: self._read(name, shapes[name], addresses[name]) for name in self._engine.inputs
+            name: fixed[name] if name in fixed else self._read(name, shapes[name], addresses[name])
+            for name in self._engine.inputs
         }
         outputs = self._engine.session.run(None, feeds)
         for name, values in zip(self._engine.outputs, outputs, strict=True):

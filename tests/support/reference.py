@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["ReferencePruning", "ReferenceRun", "ReferenceStage", "ReferenceVlm"]
+__all__ = [
+    "ReferencePruning",
+    "ReferenceRows",
+    "ReferenceRun",
+    "ReferenceStage",
+    "ReferenceVlm",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +79,7 @@ class ReferenceRun:
 
 
 @dataclass(kw_only=True)
-class _Rows:
+class ReferenceRows:
     """Rows alive: hidden [1,S,D], positions [1,S] in the prompt, visual index of each or -1."""
 
     hidden: torch.Tensor
@@ -82,14 +88,24 @@ class _Rows:
 
 
 class ReferenceVlm:
-    """A checkpoint in float32, run layer by layer."""
+    """A checkpoint in float32, run layer by layer.
+
+    Attributes:
+        picture_inputs: what of the processor's output is of pictures.
+    """
+
+    picture_inputs: tuple[str, ...] = ("pixel_values",)
 
     def __init__(self, folder: Path) -> None:
         self.model = transformers.AutoModelForImageTextToText.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
         ).eval()
-        self.processor = transformers.AutoProcessor.from_pretrained(folder)
+        self.processor = self.load_processor(folder)
         self.decoder = self.model.model.language_model
+
+    def load_processor(self, folder: Path) -> Any:
+        """Return the checkpoint's own processor."""
+        return transformers.AutoProcessor.from_pretrained(folder)
 
     def grids(self, inputs: dict[str, torch.Tensor]) -> list[tuple[int, int]]:
         """Return (height, width) of each raster of visual tokens, in the order of the prompt."""
@@ -106,12 +122,32 @@ class ReferenceVlm:
         has_bos = text.startswith(self.processor.tokenizer.bos_token or "\0")
         return dict(
             self.processor(
-                images=images or None,
+                images=[images] if images else None,
                 text=text,
                 return_tensors="pt",
                 add_special_tokens=not has_bos,
             )
         )
+
+    def encoder_calls(self, inputs: dict[str, torch.Tensor]) -> list[dict[str, np.ndarray]]:
+        """Return, of the processor's output, what the vision graph takes in each of its calls."""
+        return [{"pixel_values": inputs["pixel_values"].numpy()}]
+
+    def changed_features(
+        self, before: dict[str, np.ndarray], after: dict[str, np.ndarray]
+    ) -> np.ndarray:
+        """Return which rows of the graph's ``image_features`` see pixels that differ."""
+        differ = (before["pixel_values"] != after["pixel_values"]).any(axis=1)  # [N,H,W]
+        number, height, width = differ.shape
+        side = self.token_side
+        rows, columns = height // side, width // side
+        seen = differ[:, : rows * side, : columns * side]
+        return seen.reshape(number, rows, side, columns, side).any(axis=(2, 4)).ravel()
+
+    @property
+    def token_side(self) -> int:
+        """Side in pixels of the square that one visual token is made of."""
+        return int(self.model.config.vision_config.patch_size)
 
     @torch.no_grad()
     def run(
@@ -125,14 +161,19 @@ class ReferenceVlm:
         """Prefill with pruning, then decode greedily; the end token is not part of the answer."""
         run = ReferenceRun()
         cache = transformers.DynamicCache()
-        rows = self._embed(inputs)
-        length, grids = rows.hidden.shape[1], self.grids(inputs)
+        rows = self.embed(inputs)
+        length = rows.hidden.shape[1]
+        grids = self.grids(inputs)
+        visual_positions = rows.positions[0, rows.visual >= 0]
+        rasters = list(
+            zip(grids, visual_positions.split([math.prod(grid) for grid in grids]), strict=True)
+        )
         if pruning is not None and pruning.pre_kept is not None:
             rows = _only(rows, set(pruning.pre_kept))
         captured: dict[str, torch.Tensor] = {}
         for layer in range(len(self.decoder.layers)):
             if pruning is not None and layer in pruning.stages:
-                rows, stage = self._prune(rows, captured, pruning, layer, grids)
+                rows, stage = self._prune(rows, captured, pruning, layer, rasters)
                 run.stages.append(stage)
             with self._captured_projections(layer) as captured:
                 rows.hidden = self._layer(layer, rows.hidden, rows.positions, cache)
@@ -146,20 +187,43 @@ class ReferenceVlm:
             run.logits.append(self._decode(token, position, cache))
         return run
 
-    def _embed(self, inputs: dict[str, torch.Tensor]) -> _Rows:
+    def image_features(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return what the model puts in the place of the image placeholders, a row [D] each."""
+        return torch.cat(self.features_by_picture(inputs))
+
+    def features_by_picture(self, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """Return ``image_features``, picture by picture."""
+        given = {name: inputs[name] for name in self.picture_inputs}
+        return list(self.model.model.get_image_features(**given).pooler_output)
+
+    def is_visual(self, features: torch.Tensor) -> torch.Tensor:
+        """Return which image placeholders [placeholders] are visual tokens: newlines are not."""
+        return torch.ones(len(features), dtype=torch.bool)
+
+    @torch.no_grad()
+    def embed(self, inputs: dict[str, torch.Tensor]) -> ReferenceRows:
+        """Return the prompt's embeddings, visual tokens in their places."""
         ids = inputs["input_ids"]
         embeds = self.model.get_input_embeddings()(ids)
         is_visual = ids[0] == self.model.config.image_token_id
         if "pixel_values" in inputs:
-            config = self.model.config
-            features = self.model.model.get_image_features(
-                inputs["pixel_values"],
-                vision_feature_layer=config.vision_feature_layer,
-                vision_feature_select_strategy=config.vision_feature_select_strategy,
-            ).pooler_output
-            embeds[0, is_visual] = torch.cat(list(features))
+            features = self.image_features(inputs)
+            embeds[0, is_visual] = features
+            is_visual[is_visual.clone()] = self.is_visual(features)
         visual = torch.where(is_visual, is_visual.cumsum(0) - 1, -1)
-        return _Rows(hidden=embeds, positions=torch.arange(ids.shape[1])[None], visual=visual)
+        return ReferenceRows(
+            hidden=embeds, positions=torch.arange(ids.shape[1])[None], visual=visual
+        )
+
+    def rotary(
+        self, hidden: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the decoder's cos and sin [1,S,Dh] of rows at ``positions`` [1,S]."""
+        return self.decoder.rotary_emb(hidden, position_ids=positions)
+
+    def angles(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the rotary angles [n,Dh/2] of ``positions`` [n]."""
+        return positions[:, None] * self.decoder.rotary_emb.inv_freq.double()
 
     def _layer(
         self, layer: int, hidden: torch.Tensor, positions: torch.Tensor, cache: Any
@@ -174,7 +238,7 @@ class ReferenceVlm:
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            position_embeddings=self.decoder.rotary_emb(hidden, position_ids=positions),
+            position_embeddings=self.rotary(hidden, positions),
         )
         return output[0] if isinstance(output, tuple) else output
 
@@ -207,7 +271,7 @@ class ReferenceVlm:
             hook.remove()
 
     def _scores(
-        self, rows: _Rows, captured: dict[str, torch.Tensor], method: str, layer: int
+        self, rows: ReferenceRows, captured: dict[str, torch.Tensor], method: str, layer: int
     ) -> torch.Tensor:
         """Attention [S] of the last row, mean over heads; zero where the softmax does not look."""
         attention = self.decoder.layers[layer].self_attn
@@ -216,7 +280,7 @@ class ReferenceVlm:
         )
         if method not in {"feather", "ivc"}:
             rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-            cos, sin = self.decoder.rotary_emb(rows.hidden, position_ids=rows.positions)
+            cos, sin = self.rotary(rows.hidden, rows.positions)
             query, key = (x[0] for x in rotate(query[None], key[None], cos, sin))
         key = key.repeat_interleave(len(query) // len(key), dim=0)
         domain = torch.arange(len(rows.visual))
@@ -229,23 +293,22 @@ class ReferenceVlm:
 
     def _prune(
         self,
-        rows: _Rows,
+        rows: ReferenceRows,
         captured: dict[str, torch.Tensor],
         pruning: ReferencePruning,
         layer: int,
-        grids: list[tuple[int, int]],
-    ) -> tuple[_Rows, ReferenceStage]:
+        rasters: list[tuple[tuple[int, int], torch.Tensor]],
+    ) -> tuple[ReferenceRows, ReferenceStage]:
+        """Prune before ``layer``; of each raster its grid, and the positions of its tokens."""
         by_row = self._scores(rows, captured, pruning.method, layer - 1)
         scores = {int(v): float(s) for v, s in zip(rows.visual, by_row, strict=True) if v >= 0}
         kept: list[int] = []
         gaps, first = [math.inf], 0
-        for grid in grids:
+        for grid, positions in rasters:
             total = math.prod(grid)
             alive = {v - first: s for v, s in scores.items() if first <= v < first + total}
-            row = next(row for row, v in enumerate(rows.visual.tolist()) if v - first in alive)
-            start = int(rows.positions[0, row] - rows.visual[row]) + first
             stage_index = pruning.stages.index(layer)
-            chosen, gap = self._choose(alive, pruning, stage_index, start, grid)
+            chosen, gap = self._choose(alive, pruning, stage_index, positions, grid)
             kept += [first + place for place in chosen]
             gaps.append(gap)
             first += total
@@ -259,12 +322,12 @@ class ReferenceVlm:
         alive: dict[int, float],
         pruning: ReferencePruning,
         stage: int,
-        start: int,
+        positions: torch.Tensor,
         grid: tuple[int, int],
     ) -> tuple[list[int], float]:
         """Choose among one raster's tokens, place -> score; return places and the gap.
 
-        The raster's first token is at position ``start`` of the prompt.
+        The raster's tokens are at ``positions`` of the prompt.
         """
         width, total = grid[1], math.prod(grid)
         ratios = pruning.keep_ratio
@@ -273,7 +336,7 @@ class ReferenceVlm:
             ratio **= stage + 1
         count = max(1, math.floor(ratio * total + 1e-6))
         if pruning.method == "ivc":
-            coordinates = self._coordinates(start, total) & alive.keys()
+            coordinates = self._coordinates(positions) & alive.keys()
             return _best_with(coordinates, alive, min(count, len(alive)))
         if pruning.method != "feather":
             return _best(alive, min(count, len(alive)))
@@ -293,11 +356,10 @@ class ReferenceVlm:
             count = min(total, round(count + len(uniform) * (1 - count / total)))
         return _best_with(uniform, alive, count)
 
-    def _coordinates(self, start: int, total: int) -> set[int]:
+    def _coordinates(self, positions: torch.Tensor) -> set[int]:
         """Return places whose position has the largest sums of cosines or of sines."""
-        frequencies = self.decoder.rotary_emb.inv_freq.double()
-        angles = torch.arange(start, start + total)[:, None] * frequencies
-        tenth = max(1, total // 10)
+        angles = self.angles(positions)
+        tenth = max(1, len(positions) // 10)
         return {
             int(place)
             for sums in (angles.cos().sum(1), angles.sin().sum(1))
@@ -305,10 +367,10 @@ class ReferenceVlm:
         }
 
 
-def _only(rows: _Rows, kept: set[int]) -> _Rows:
+def _only(rows: ReferenceRows, kept: set[int]) -> ReferenceRows:
     """Return text and the visual tokens ``kept``."""
     keep_rows = [row for row, v in enumerate(rows.visual.tolist()) if v < 0 or v in kept]
-    return _Rows(
+    return ReferenceRows(
         hidden=rows.hidden[:, keep_rows],
         positions=rows.positions[:, keep_rows],
         visual=rows.visual[keep_rows],

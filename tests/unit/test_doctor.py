@@ -79,12 +79,13 @@ def test_a_broken_reference_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend("reference", "cpu").remedy == "ImportError: libgomp.so.1"
 
 
-def test_an_installed_library_without_an_adapter_does_not_work(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    installed(monkeypatch, openvino="2025.3")
-    (found,) = [each for each in doctor.examine().backends if each.name == "openvino"]
-    assert found.state == "not supported by this version"
+def test_openvino_is_missing_or_runs_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    _probes.run_openvino()
+    installed(monkeypatch, openvino="2026.4")
+    probed(monkeypatch)
+    assert backend("openvino", "cpu").state == "works"
+    installed(monkeypatch)
+    assert backend("openvino", "cpu").remedy == "pip install 'feather-edge[openvino]'"
 
 
 def test_tensorrt_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,7 +157,7 @@ def test_a_missing_file_is_refused() -> None:
         ({"seed": -1}, "seed is -1; it must be 0 or more"),
         ({"prune": "best"}, "prune is 'best'; choose feather"),
         ({"selection": "some"}, "selection is 'some'; choose fill, union"),
-        ({"opset": "19"}, "opset is '19'; choose 18, 23, both"),
+        ({"opset": "19"}, "opset is '19'; choose 18, 23, 24, all"),
         ({"precision": "fp8"}, "precision is 'fp8'; choose fp32, fp16, bf16, int8, int4"),
         ({"vision_precision": "fp8"}, "vision_precision is 'fp8'; choose fp32, fp16"),
         ({"head_precision": "fp16"}, "head_precision is 'fp16'; choose float, int8, int4"),
@@ -175,14 +175,18 @@ def test_a_missing_file_is_refused() -> None:
             "head_precision is int8-dynamic, which quantises fp32 activations alone",
         ),
         (
-            {"precision": "int4", "opset": "both"},
-            "opset both cannot hold precision int4; it holds fp32, fp16. Leave opset out",
+            {"precision": "int4", "opset": "all"},
+            "opset all cannot hold precision int4, since 18 holds fp32, fp16 alone; leave",
         ),
         (
             {"precision": "fp16", "vision_precision": "int8", "opset": "18"},
             "opset 18 cannot hold vision_precision int8",
         ),
-        ({"head_precision": "int8", "opset": "both"}, "opset both cannot hold head_precision"),
+        ({"head_precision": "int8", "opset": "all"}, "opset all cannot hold head_precision int8"),
+        (
+            {"precision": "int8-dynamic", "opset": "24"},
+            "opset 24 is for TensorRT, which has no int8-dynamic; take 23",
+        ),
         ({"precision": "bf16", "opset": "18"}, "opset 18 cannot hold precision bf16"),
     ],
 )  # fmt: skip
@@ -193,21 +197,21 @@ def test_a_value_that_is_not_allowed_is_refused(values: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("values", "effective"),
     [
-        ({}, {"vision_precision": "fp32", "head_precision": "float", "opset": "both"}),
+        ({}, {"vision_precision": "fp32", "head_precision": "float"}),
         (
             {"precision": "int4"},
-            {"vision_precision": "int8", "head_precision": "int8", "opset": "23",
+            {"vision_precision": "int8", "head_precision": "int8",
              "activations": "fp32"},
         ),
         (
             {"precision": "int8", "vision_precision": "fp16", "head_precision": "int4",
              "activations": "fp16"},
-            {"vision_precision": "fp16", "head_precision": "int4", "opset": "23",
+            {"vision_precision": "fp16", "head_precision": "int4",
              "activations": "fp16"},
         ),
         (
             {"precision": "bf16"},
-            {"vision_precision": "bf16", "head_precision": "float", "opset": "23"},
+            {"vision_precision": "bf16", "head_precision": "float"},
         ),
     ],
 )  # fmt: skip
@@ -245,7 +249,7 @@ RATIO = st.floats(0.001, 1)
     stride=st.integers(0, 9),
     selection=st.sampled_from(["fill", "union"]),
     precision=st.sampled_from(["fp32", "fp16"]),
-    opset=st.sampled_from(["18", "23", "both", None]),
+    opset=st.sampled_from(["18", "23", "24", "all", None]),
     seed=st.integers(0, 2**31),
 )
 def test_a_description_is_a_recipe_again(

@@ -1,8 +1,8 @@
 """The decoder segment of Llama and its relatives (Mistral, Qwen2, Qwen3): layers, score, head.
 
 Letters as in ``feather_edge.graphs``: B, S, T, D, H query heads, Hkv, Dh, F width of the MLP.
-About 22 nodes a layer: norm, qkv, split, two rotations, two cache joins, attention, output, and a
-gated MLP.
+About 22 nodes a layer: norm, qkv, split, two rotations, two cache updates, attention, output, and
+a gated MLP.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FROM_LAST = np.iinfo(np.int64).max
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerOutput:
-    """What a decoder layer gives: hidden states [B,S,D], grown cache, and q, k before rotary."""
+    """What a decoder layer gives: hidden states [B,S,D], the new cache, and q, k before rotary."""
 
     hidden: ir.Value
     present_key: ir.Value
@@ -46,25 +46,20 @@ def decoder_layer(g: GraphBuilder, hidden: ir.Value, layer: int, text: TextConfi
             normed = g.dialect.rms_norm(g, hidden, norm_weight, eps=text.rms_norm_eps, name="norm")
             query, key, value = _project_qkv(g, normed, f"{prefix}.self_attn", text)
             cos, sin = g.inputs["cos"], g.inputs["sin"]
-            present_key = g.op(
-                "Concat",
+            present_key, seen_keys = g.dialect.update_cache(
+                g,
                 g.inputs[f"past_key_values.{layer}.key"],
                 g.dialect.rotary(g, key, cos, sin, name="rotary_key"),
                 name="present_key",
-                axis=2,
-            )  # [B, Hkv, T, Dh]
-            present_value = g.op(
-                "Concat",
-                g.inputs[f"past_key_values.{layer}.value"],
-                value,
-                name="present_value",
-                axis=2,
+            )  # seen: [B, Hkv, T, Dh]
+            present_value, seen_values = g.dialect.update_cache(
+                g, g.inputs[f"past_key_values.{layer}.value"], value, name="present_value"
             )
             attended = g.dialect.attention(
                 g,
                 g.dialect.rotary(g, query, cos, sin, name="rotary_query"),
-                present_key,
-                present_value,
+                seen_keys,
+                seen_values,
                 g.inputs["attention_mask"],
                 heads=(text.num_attention_heads, text.num_key_value_heads),
                 head_dim=text.head_dim,

@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from feather_edge.graphs import DType, GraphSpec
     from feather_edge.images import ImageSpec
 
-FAMILIES = ("llava",)
+FAMILIES = (
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "internvl",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+)
 """Supported model types, each a module of this package with ``INFO`` and ``read(checkpoint)``."""
 
 
@@ -62,6 +70,8 @@ class FamilyModel:
         image: what the runtime must know of images: placeholder, grid, preprocessing.
         write_vision_encoder: writes the vision graph's nodes and closes it.
         vision_spec: returns the contract of the vision graph for a dtype and opsets.
+        num_planes: of DeepStack: further outputs of the vision graph, one added after each of the
+            first decoder layers.
     """
 
     text: TextConfig
@@ -69,6 +79,7 @@ class FamilyModel:
     image: ImageSpec
     write_vision_encoder: Callable[[GraphBuilder], ir.Model]
     vision_spec: Callable[[DType, tuple[int, ...]], GraphSpec]
+    num_planes: int = 0
 
 
 def read_family(checkpoint: Checkpoint) -> FamilyModel:

@@ -3,7 +3,8 @@
 Rotary embedding turns position m by the angles m theta_k. Where ``sum_k cos(m theta_k)`` or
 ``sum_k sin(m theta_k)`` is largest, the rotation is close to a pure identity or quarter turn, and
 such tokens serve the model as the origin of its coordinates. Which tokens they are depends on
-positions and frequencies alone, never on the picture: the best tenth by either sum.
+positions and frequencies alone, never on the picture: the best tenth by either sum. With M-RoPE,
+m is the time, row or column that turns pair k.
 
 They go before all others, as FEATHER's grid does; the rest of the quota is filled by attention
 without rotary embedding. A quota too small for them keeps the best-scored of them. There is no
@@ -46,14 +47,13 @@ def coordinate_rows(layout: Layout) -> NDArray[np.bool_]:
     """Return which rows [S] are coordinate tokens of their image.
 
     Raises:
-        RequestError: if the layout does not know the decoder's rotary frequencies.
+        RequestError: if the layout does not know the decoder's rotary angles.
     """
-    if layout.frequencies is None:
-        raise RequestError("ivc needs the decoder's rotary frequencies; give them to Layout.full")
+    if layout.angles is None:
+        raise RequestError("ivc needs the decoder's rotary angles; give them to Layout.full")
     marked = np.zeros(layout.num_rows, np.bool_)
     for number, span in enumerate(layout.spans):
-        positions = span.positions
-        angles = positions[:, None] * layout.frequencies.astype(np.float64)  # [n, Dh/2]
+        angles = layout.angles[span.positions]  # [n, Dh/2]
         count = keep_count(span.num_tokens, COORDINATE_SHARE)
         places = [top_k(turn(angles).sum(axis=1), count) for turn in (np.cos, np.sin)]
         marked[layout.rows(number)] = np.isin(layout.raster(number), np.concatenate(places))

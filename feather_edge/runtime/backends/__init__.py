@@ -23,7 +23,11 @@ __all__ = [
 
 
 def create_backend(
-    name: str, bundle: Bundle | None = None, *, target: str | None = None
+    name: str,
+    bundle: Bundle | None = None,
+    *,
+    target: str | None = None,
+    cuda_graphs: bool = True,
 ) -> Backend:
     """Return the backend called ``name``.
 
@@ -31,6 +35,7 @@ def create_backend(
         name: one of ``BACKEND_NAMES``; ``auto`` runs the ONNX graphs themselves.
         bundle: whose engines, for a backend that runs engines.
         target: which of its engines; None takes the only ones there are.
+        cuda_graphs: whether decode steps of engines may be captured as CUDA graphs.
 
     Raises:
         BackendError: if the name is unknown, the backend's package is not installed, or the
@@ -43,12 +48,21 @@ def create_backend(
             raise BackendError(f"backend {name} runs the engines of a bundle; give the bundle")
         from feather_edge.runtime.backends.tensorrt import TensorRTBackend
 
-        return TensorRTBackend(bundle, target=target, name=name)
+        return TensorRTBackend(bundle, target=target, name=name, cuda_graphs=cuda_graphs)
     if target is not None:
         raise BackendError(
             f"target {target} names engines, but backend {name} runs ONNX graphs; choose "
             f"{' or '.join(ENGINE_BACKENDS)}, or leave the target out"
         )
+    if not cuda_graphs:
+        raise BackendError(
+            f"CUDA graphs are of engines, and backend {name} runs ONNX graphs without them; "
+            f"choose {' or '.join(ENGINE_BACKENDS)}, or leave the option out"
+        )
+    if name == "openvino":
+        from feather_edge.runtime.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend()
     from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend()

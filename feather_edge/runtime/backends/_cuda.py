@@ -1,25 +1,38 @@
-"""The CUDA driver, as far as running engines needs it: memory, copies, streams, the device.
+"""The CUDA driver, as far as engines need it: memory, copies, streams, captured work, the device.
 
 The driver's own library is called through ctypes. It is on every machine that can run an engine,
 from JetPack 6 on, it needs no package, and no version of a package has to match it. Bindings that
 carry a CUDA runtime do have to match: the newest are made for CUDA 13, which the driver of JetPack
 6 is too old for. TensorRT works in the device's primary context, and so does this.
 
-Addresses and streams are plain integers; ``_device_memory`` gives them owners. Sizes are in bytes.
-The functions keep their names and argument types from CUDA 4 on, ``_v2`` included; TensorRT's
-``cudaStream_t`` is the driver's ``CUstream``.
+Addresses, streams and graphs are plain integers; ``_device_memory`` gives them owners. Sizes are
+in bytes. The functions keep their names and argument types from CUDA 4 on, ``_v2`` included, those
+of graphs from 11.4 on; TensorRT's ``cudaStream_t`` is the driver's ``CUstream``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
-from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    c_char_p,
+    c_int,
+    c_size_t,
+    c_ubyte,
+    c_uint,
+    c_uint64,
+    c_ulonglong,
+    c_void_p,
+)
 from typing import TYPE_CHECKING, Any
 
 from feather_edge.errors import BackendError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -29,7 +42,8 @@ MIB = 1 << 20
 _OUT_OF_MEMORY = 2
 _COMPUTE_CAPABILITY = (75, 76)
 _NON_BLOCKING = 1
-"""Of CUresult, CUdevice_attribute (major, minor) and CUstream_flags in cuda.h."""
+_THREAD_LOCAL = 1
+"""CUresult, CUdevice_attribute (major, minor), CUstream_flags, CUstreamCaptureMode of cuda.h."""
 
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuInit": (c_uint,),
@@ -46,9 +60,16 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuMemcpyHtoDAsync_v2": (c_uint64, c_void_p, c_size_t, c_void_p),
     "cuMemcpyDtoHAsync_v2": (c_void_p, c_uint64, c_size_t, c_void_p),
     "cuMemcpyDtoDAsync_v2": (c_uint64, c_uint64, c_size_t, c_void_p),
+    "cuMemsetD8Async": (c_uint64, c_ubyte, c_size_t, c_void_p),
     "cuStreamCreate": (POINTER(c_void_p), c_uint),
     "cuStreamSynchronize": (c_void_p,),
     "cuStreamDestroy_v2": (c_void_p,),
+    "cuStreamBeginCapture_v2": (c_void_p, c_int),
+    "cuStreamEndCapture": (c_void_p, POINTER(c_void_p)),
+    "cuGraphInstantiateWithFlags": (POINTER(c_void_p), c_void_p, c_ulonglong),
+    "cuGraphLaunch": (c_void_p, c_void_p),
+    "cuGraphExecDestroy": (c_void_p,),
+    "cuGraphDestroy": (c_void_p,),
     "cuGetErrorName": (c_int, POINTER(c_char_p)),
 }
 """Every function that is called, with its arguments; each returns a CUresult."""
@@ -131,6 +152,10 @@ class Driver:
         """Copy from device memory to device memory."""
         self._call("cuMemcpyDtoDAsync_v2", target, source, num_bytes, stream)
 
+    def zero(self, address: int, num_bytes: int, stream: int) -> None:
+        """Fill device memory with zeros."""
+        self._call("cuMemsetD8Async", address, 0, num_bytes, stream)
+
     def create_stream(self) -> int:
         """Return a new stream, which does not wait for the default stream."""
         stream = c_void_p()
@@ -145,6 +170,36 @@ class Driver:
     def destroy_stream(self, stream: int) -> None:
         """Destroy a stream."""
         self._call("cuStreamDestroy_v2", stream)
+
+    def capture(self, stream: int, enqueue: Callable[[], None]) -> int:
+        """Return an executable graph of what ``enqueue`` puts on a stream; nothing of it runs.
+
+        Whatever fails, the stream works on as before.
+
+        Raises:
+            BackendError: if ``enqueue`` does, or does what cannot be captured.
+        """
+        graph, executable = c_void_p(), c_void_p()
+        self._call("cuStreamBeginCapture_v2", stream, _THREAD_LOCAL)
+        with contextlib.ExitStack() as afterwards:
+            try:
+                enqueue()
+            finally:
+                status = self._try("cuStreamEndCapture", stream, ctypes.byref(graph))
+                if graph.value is not None:
+                    afterwards.callback(self._call, "cuGraphDestroy", graph)
+            self._expect_success("cuStreamEndCapture", status)
+            self._call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, 0)
+        assert executable.value is not None  # noqa: S101 - the call succeeded
+        return executable.value
+
+    def launch(self, executable: int, stream: int) -> None:
+        """Run a captured graph."""
+        self._call("cuGraphLaunch", executable, stream)
+
+    def destroy_graph(self, executable: int) -> None:
+        """Destroy a captured graph; its runs must have ended."""
+        self._call("cuGraphExecDestroy", executable)
 
     def _name(self) -> str:
         name = ctypes.create_string_buffer(256)

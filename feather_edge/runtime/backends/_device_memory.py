@@ -8,11 +8,15 @@ follow from that and keep caches sound without any waiting:
 - A buffer that a tensor still holds is never handed out. A graph that reads a cache and writes the
   grown one therefore alternates between two buffers.
 - Memory is given back to the device only after the stream has been synchronised.
+
+Of the unused buffers of a size the one at the lowest address goes first, whatever order they came
+back in: work that repeats finds its tensors in the same places, and a captured graph fits again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import itertools
 import sys
 from collections import defaultdict
@@ -23,6 +27,8 @@ import numpy as np
 from feather_edge.errors import BackendError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from feather_edge.runtime.backends._cuda import Driver
@@ -78,7 +84,7 @@ class DeviceMemory:
     def acquire(self, num_bytes: int) -> Buffer:
         """Return a buffer of exactly this size, an unused one if there is any."""
         unused = self._unused[num_bytes]
-        address = unused.pop() if unused else self._allocate(num_bytes)
+        address = heapq.heappop(unused) if unused else self._allocate(num_bytes)
         self._num_in_use += 1
         return Buffer(self, address, num_bytes)
 
@@ -89,11 +95,35 @@ class DeviceMemory:
     def reserve(self, num_bytes: int, *, count: int) -> None:
         """Allocate ``count`` more buffers of this size now, so that none is missing later."""
         for _ in range(count):
-            self._unused[num_bytes].append(self._allocate(num_bytes))
+            heapq.heappush(self._unused[num_bytes], self._allocate(num_bytes))
 
     def give_back(self, address: int, num_bytes: int) -> None:
         """Take an unused buffer back; called by the buffer itself."""
-        self._unused[num_bytes].append(address)
+        heapq.heappush(self._unused[num_bytes], address)
+        self._let_go()
+
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceTensor:
+        """Return a tensor of zeros, in a buffer of exactly its size."""
+        num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        buffer = self.acquire(num_bytes) if num_bytes else None
+        if buffer is not None:
+            self.driver.zero(buffer.address, num_bytes, self.stream)
+        return DeviceTensor(self, shape=shape, dtype=dtype, buffer=buffer)
+
+    def capture(self, enqueue: Callable[[], None]) -> CapturedGraph:
+        """Return what ``enqueue`` puts on the stream, to be launched; errors as of the driver."""
+        executable = self.driver.capture(self.stream, enqueue)
+        self._num_in_use += 1
+        return CapturedGraph(self, executable)
+
+    def destroy(self, executable: int) -> None:
+        """Destroy a captured graph; called by the graph itself."""
+        with contextlib.suppress(BackendError):  # a GPU that failed destroys nothing any more
+            self.synchronise()
+            self.driver.destroy_graph(executable)
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._num_in_use -= 1
         if self._is_closing:
             self._finish_closing()
@@ -145,6 +175,24 @@ class Buffer:
         self._memory.give_back(self.address, self.num_bytes)
 
 
+class CapturedGraph:
+    """Work on the stream, captured: its addresses and shapes are fixed."""
+
+    __slots__ = ("_executable", "_memory")
+
+    def __init__(self, memory: DeviceMemory, executable: int) -> None:
+        self._memory = memory
+        self._executable = executable
+
+    def launch(self) -> None:
+        """Enqueue the work."""
+        self._memory.driver.launch(self._executable, self._memory.stream)
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            self._memory.destroy(self._executable)
+
+
 class DeviceTensor:
     """A handle: shape and type, and a buffer on the device or an array of the host, or both.
 
@@ -190,6 +238,12 @@ class DeviceTensor:
                     self._buffer.address, self._array, self._memory.stream
                 )
         return self._buffer.address
+
+    def address_to_change(self) -> int:
+        """Return where a graph may change the values, which are nowhere else from now on."""
+        address = self.device_address()
+        self._array = self._aligned = None
+        return address
 
     def host_values(self) -> NDArray[Any]:
         """Return the values in a row on the host, aligned as TensorRT asks."""

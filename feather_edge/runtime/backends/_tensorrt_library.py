@@ -121,6 +121,11 @@ class TensorRTLibrary:
         trt = self.module
         return bool(engine.get_tensor_location(name) == trt.TensorLocation.HOST)
 
+    def aliased_input(self, engine: Any, output: str) -> str | None:
+        """Return the input whose memory an output shares; versions that can have one."""
+        name: str | None = engine.get_aliased_input_tensor(output)
+        return name or None
+
     @property
     def last_error(self) -> str:
         """What TensorRT logged last, as the end of a message; read once."""

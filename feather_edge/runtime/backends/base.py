@@ -7,6 +7,7 @@ one graph returns can be fed to the next without a look from the host, so on a G
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,18 +18,43 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from feather_edge.graphs import GraphSpec
+    from feather_edge.graphs import DType, GraphSpec
 
 Tensor = Any
 """A backend's handle of a tensor, wherever it lies."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphLimits:
+    """Sizes that an opened graph is bound to; None where it takes any.
+
+    Attributes:
+        max_rows: S of a prefill.
+        max_kept: K, the rows that leave.
+        capacity: C of its caches in place.
+    """
+
+    max_rows: int | None = None
+    max_kept: int | None = None
+    capacity: int | None = None
+
+
 class Graph(ABC):
-    """An opened graph."""
+    """An opened graph.
+
+    Attributes:
+        spec: with the contract of the form that runs.
+        limits: sizes that it is bound to.
+    """
+
+    spec: GraphSpec
+    limits = GraphLimits()
 
     @abstractmethod
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run on all inputs of the graph's contract and return all its outputs.
+
+        A cache that is updated in place comes back as the tensor that was given.
 
         Raises:
             BackendError: if the runtime fails.
@@ -46,6 +72,11 @@ class Backend(ABC):
     name: str
     device: str
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What users should know of how graphs run here, such as why something is not used."""
+        return ()
+
     @abstractmethod
     def open(self, file: Path, spec: GraphSpec) -> Graph:
         """Open the graph in ``file``, whose contract is ``spec``.
@@ -61,6 +92,10 @@ class Backend(ABC):
     @abstractmethod
     def download(self, tensor: Tensor) -> NDArray[Any]:
         """Return the values behind a handle."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: DType) -> Tensor:
+        """Return a handle of zeros that a graph may update in place."""
+        return self.upload(np.zeros(shape, dtype))
 
     def take_rows(self, tensor: Tensor, rows: NDArray[np.int64]) -> Tensor:
         """Return ``rows`` of a tensor [B, S, ...] as a tensor [B, K, ...]."""

@@ -58,50 +58,48 @@ class FakeBackend(Backend):
 
 class _FakeGraph(Graph):
     def __init__(self, spec: GraphSpec, answers: Iterator[int]) -> None:
-        self._spec = spec
+        self.spec = spec
         self._answers = answers
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         sizes = self._sizes(inputs)
-        if "image_features" in {tensor.name for tensor in self._spec.outputs}:
-            return {"image_features": self._image_features()}
+        if "image_features" in {tensor.name for tensor in self.spec.outputs}:
+            # Without inputs of so many rows, the contract does not say how many visual tokens
+            # there are: one row stands for them all.
+            sizes.setdefault("visual_tokens", 1)
         outputs: dict[str, Tensor] = {}
         if "num_kept" in inputs:
             outputs = self._prune(inputs)
             sizes["kept"] = outputs["kept_indices"].shape[1]
-        for tensor in self._spec.outputs:
+        outputs |= {name: inputs[past] for name, past in self.spec.caches_in_place.items()}
+        for tensor in self.spec.outputs:
             shape = tuple(sizes.get(d, 0) if isinstance(d, str) else d for d in tensor.shape)
             outputs.setdefault(tensor.name, np.zeros(shape, tensor.dtype))
         if "logits" in outputs:
             outputs["logits"][..., next(self._answers)] = 1.0
         return outputs
 
-    def _image_features(self) -> NDArray[Any]:
-        # How many visual tokens an image has is not in the contract: one row stands for them all.
-        _, width = self._spec.outputs[0].shape
-        return np.zeros((1, int(width)), self._spec.outputs[0].dtype)
-
     def _sizes(self, inputs: Mapping[str, Tensor]) -> dict[str, int]:
         """Return the size of every named dimension; refuse inputs that break the contract."""
         sizes: dict[str, int] = {}
-        for tensor in self._spec.inputs:
+        for tensor in self.spec.inputs:
             given = inputs.get(tensor.name)
             if given is None:
-                raise BackendError(f"graph {self._spec.name} misses input {tensor.name}")
+                raise BackendError(f"graph {self.spec.name} misses input {tensor.name}")
             expected = tuple(
                 sizes.setdefault(dim, size) if isinstance(dim, str) else dim
                 for dim, size in zip(tensor.shape, given.shape, strict=False)
             )
             if given.shape != expected or given.dtype != tensor.dtype:
                 raise BackendError(
-                    f"graph {self._spec.name} got {tensor.name} as {given.dtype} "
+                    f"graph {self.spec.name} got {tensor.name} as {given.dtype} "
                     f"{list(given.shape)}, but takes {tensor.dtype} {list(tensor.shape)}"
                 )
         return sizes
 
     def _prune(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         scores = np.zeros(inputs["prune_priority"].shape, np.float32)
-        entry = self._spec.inputs[0].name
+        entry = self.spec.inputs[0].name
         per_batch = [
             top_k_uniform_gather(
                 scores[b],

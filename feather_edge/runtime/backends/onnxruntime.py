@@ -108,24 +108,31 @@ class OnnxRuntimeBackend(Backend):
 
 class _OnnxRuntimeGraph(Graph):
     def __init__(self, session: Any, spec: GraphSpec, device: str) -> None:
+        self.spec = spec
+        self._in_place = spec.caches_in_place
         self._session = session
-        self._spec = spec
         self._device = device
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         binding = self._session.io_binding()
-        for tensor in self._spec.inputs:
+        for tensor in self.spec.inputs:
             binding.bind_ortvalue_input(tensor.name, inputs[tensor.name])
-        for tensor in self._spec.outputs:
-            binding.bind_output(tensor.name, self._device)
+        for tensor in self.spec.outputs:
+            if tensor.name in self._in_place:
+                cache = inputs[self._in_place[tensor.name]]
+                binding.bind_ortvalue_output(tensor.name, cache)
+            else:
+                binding.bind_output(tensor.name, self._device)
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
             raise BackendError(
-                f"onnxruntime failed in graph {self._spec.name}: {_first_line(error)}"
+                f"onnxruntime failed in graph {self.spec.name}: {_first_line(error)}"
             ) from error
-        names = [tensor.name for tensor in self._spec.outputs]
-        return dict(zip(names, binding.get_outputs(), strict=True))
+        names = [tensor.name for tensor in self.spec.outputs]
+        outputs = dict(zip(names, binding.get_outputs(), strict=True))
+        # The handle that was given keeps the memory alive; a new one of the same memory does not.
+        return outputs | {name: inputs[past] for name, past in self._in_place.items()}
 
 
 def _first_line(error: Exception) -> str:

@@ -4,8 +4,9 @@ Tensors stay on the device from segment to segment; only what is downloaded wait
 engine is driven: ``_engine_graph``; who owns memory, and why caches need two of it:
 ``_device_memory``; the driver: ``_cuda``.
 
-A decode step is not captured as a CUDA graph: with caches that grow by ``Concat`` its shapes
-differ from step to step (docs/log.md).
+Decode steps are captured as CUDA graphs where caches are in place; with caches that grow by
+``Concat`` shapes differ from step to step. Nothing is captured with TensorRT-RTX: it changes
+kernels while it runs, and what was captured would stay with the old ones.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from feather_edge.engine_record import (
     check_fit,
@@ -32,13 +35,11 @@ from feather_edge.runtime.backends.base import Backend, Graph, Tensor
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from feather_edge.bundle import Bundle
     from feather_edge.engine_record import EngineRecord
-    from feather_edge.graphs import GraphSpec
-
+    from feather_edge.graphs import DType, GraphSpec
 
 PLUGIN_FOLDER = Path("engines/out")
 
@@ -50,6 +51,7 @@ class TensorRTBackend(Backend):
         bundle: whose engines.
         target: as ``build-engine --target`` had it; None takes the only one there is.
         name: ``tensorrt`` or ``tensorrt-rtx``.
+        cuda_graphs: whether decode steps may be captured.
 
     Raises:
         BackendError: if TensorRT or a GPU is missing, or the target is.
@@ -57,15 +59,28 @@ class TensorRTBackend(Backend):
 
     device = "cuda"
 
-    def __init__(self, bundle: Bundle, *, target: str | None = None, name: str) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        target: str | None = None,
+        name: str,
+        cuda_graphs: bool = True,
+    ) -> None:
+        if not cuda_graphs and name == "tensorrt-rtx":
+            raise BackendError(f"nothing is captured with {name} anyway; leave the option out")
         self.name = name
         self._bundle = bundle
         self._target = _choose_target(bundle, target)
+        self._cuda_graphs = cuda_graphs
         self._library = TensorRTLibrary(name)
         self._driver = Driver()
         self._memory = DeviceMemory(self._driver)
         self._machine = Machine(
-            library=self._library, memory=self._memory, scratch=Scratch(self._memory)
+            library=self._library,
+            memory=self._memory,
+            scratch=Scratch(self._memory),
+            no_capture=_no_capture(name, is_wanted=cuda_graphs),
         )
         self._plugins: set[str] = set()
 
@@ -84,9 +99,22 @@ class TensorRTBackend(Backend):
             compute_capability=self._driver.compute_capability,
             plugin_sha256=self._load_plugin(folder, record),
         )
+        (form,) = (form for form in spec.forms if form.opset == record.opset)
+        spec = spec.of(form)
         engine = self._library.load_engine(engine_file(folder, spec.name))
         remedy = f"rebuild it with: {rebuild_command(bundle.path, target)} -f"
         _check_contract(self._library.tensors(engine), spec, remedy)
+        if spec.caches and not spec.caches_in_place and not self._cuda_graphs:
+            raise BackendError(
+                f"the engine of {spec.name} has caches that grow, so none of its steps is "
+                f"captured anyway; leave the option out"
+            )
+        for present, past in spec.caches_in_place.items():
+            if (found := self._library.aliased_input(engine, present)) != past:
+                raise BackendError(
+                    f"the engine of {spec.name} writes {present} over {found or 'no input'}, not "
+                    f"over {past}; {remedy}"
+                )
         if engine.num_optimization_profiles != len(record.profiles):
             raise BackendError(
                 f"the engine of {spec.name} has {engine.num_optimization_profiles} profiles, its "
@@ -102,6 +130,15 @@ class TensorRTBackend(Backend):
         """See ``Backend.download``."""
         array: NDArray[Any] = tensor.values()
         return array
+
+    def zeros(self, shape: tuple[int, ...], dtype: DType) -> Tensor:
+        """See ``Backend.zeros``; nothing is copied from the host."""
+        return self._memory.zeros(shape, np.dtype(dtype))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See ``Backend.notes``."""
+        return tuple(self._machine.notes)
 
     def take_rows(self, tensor: Tensor, rows: NDArray[np.int64]) -> Tensor:
         """See ``Backend.take_rows``; the rows are copied on the device."""
@@ -129,6 +166,17 @@ class TensorRTBackend(Backend):
             self._library.load_plugin(found[digest])
             self._plugins.add(digest)
         return digest
+
+
+def _no_capture(name: str, *, is_wanted: bool) -> str | None:
+    if not is_wanted:
+        return "decode steps run without CUDA graphs, as asked"
+    if name == "tensorrt-rtx":
+        return (
+            "decode steps run without CUDA graphs: TensorRT-RTX changes kernels while it runs, "
+            "and what was captured would stay with the old ones"
+        )
+    return None
 
 
 def _sha256(file: Path) -> str:

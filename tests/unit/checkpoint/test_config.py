@@ -12,6 +12,11 @@ TEXT_CLASSES = {
     "qwen2": transformers.Qwen2Config,
     "qwen3": transformers.Qwen3Config,
 }
+MROPE_CLASSES = {
+    "qwen2_vl_text": (transformers.Qwen2VLTextConfig, (16, 24, 24)),
+    "qwen2_5_vl_text": (transformers.Qwen2_5_VLTextConfig, (16, 24, 24)),
+    "qwen3_vl_text": (transformers.Qwen3VLTextConfig, (24, 20, 20)),
+}
 VISION_CLASSES = {
     "clip_vision_model": transformers.CLIPVisionConfig,
     "siglip_vision_model": transformers.SiglipVisionConfig,
@@ -66,6 +71,34 @@ def test_text_values_and_defaults_are_those_of_transformers(model_type, fields):
     assert config.rope_scaling is None
     window = getattr(reference, "sliding_window", None) or 2**31
     assert config.max_positions == min(reference.max_position_embeddings, window)
+
+
+@pytest.mark.parametrize("sections", [None, [10, 27, 27]])
+@pytest.mark.parametrize("model_type", MROPE_CLASSES)
+def test_a_decoder_with_sections_is_that_of_transformers(model_type, sections):
+    kind, default_sections = MROPE_CLASSES[model_type]
+    scaling = {"rope_scaling": {"type": "mrope", "mrope_section": sections}} if sections else {}
+    fields = {"num_hidden_layers": 3, **scaling, **({"rope_theta": 9.0} if sections else {})}
+    reference = kind(**fields)
+
+    part = {"text_config": {"model_type": model_type, **fields}}
+    config = text_config(part, supported=(model_type,))
+
+    for name in (
+        "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads",
+        "num_key_value_heads", "rms_norm_eps", "hidden_act",
+    ):  # fmt: skip
+        assert getattr(config, name) == getattr(reference, name), name
+    assert config.num_layers == 3
+    assert config.head_dim == 128
+    assert config.max_positions == reference.max_position_embeddings
+    assert config.rope_theta == reference.rope_parameters["rope_theta"]
+    assert config.rope_scaling is None
+    assert config.mrope.sections == tuple(sections or default_sections)
+    assert config.mrope.is_interleaved == (model_type == "qwen3_vl_text")
+    assert config.attention_bias == model_type.startswith("qwen2")
+    assert config.has_qk_norm == model_type.startswith("qwen3")
+    assert not config.output_bias
 
 
 @pytest.mark.parametrize("model_type", VISION_CLASSES)

@@ -58,7 +58,7 @@ def test_a_target_of_ones_own(bundle: Path, tmp_path: Path) -> None:
     recipe.write_text('tensorrt_version = "11.4"\n')
     document = json.loads(run(bundle, "--target", recipe, "--dry-run", "--json").stdout)
     assert document["target"] == "my-robot"
-    assert {engine["opset"] for engine in document["engines"]} == {23}
+    assert {engine["opset"] for engine in document["engines"]} == {24}
     assert "engines/my-robot/decoder_0.engine" in document["engines"][1]["path"]
 
 

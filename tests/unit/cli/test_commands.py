@@ -172,7 +172,11 @@ class FakeSession:
     def __exit__(self, *_: object) -> None:
         self.closed = True
 
-    def open(self, bundle: Path, *, backend: str, target: str | None) -> FakeSession:
+    notes = ()
+
+    def open(
+        self, bundle: Path, *, backend: str, target: str | None, cuda_graphs: bool
+    ) -> FakeSession:
         self.opened = (bundle, backend, target)
         return self
 
@@ -372,7 +376,7 @@ def test_recipes_shows_one_with_every_key(runner: CliRunner) -> None:
         "# activations: fp32, where weights are integers",
         "block_size = 32",
         'clipping = "none"',
-        "# opset: both where 18 can hold the precision, else 23",
+        "# opset: every form that can hold the precision",
         "seed = 0",
         'pre_prune = "none"',
         "pre_keep_ratio = 0.5",

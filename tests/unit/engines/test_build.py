@@ -165,15 +165,53 @@ def test_the_newest_form_for_a_new_tensorrt(
     bundle: Bundle, recipe: EngineRecipe, builder: FakeBuilder
 ) -> None:
     builder.environment = msgspec.structs.replace(JETPACK_6, tensorrt_version="11.4.1")
-    assert {engine.opset for engine in build(bundle, recipe).engines} == {23}
-    older = override_engine(recipe, opset="18")
-    assert {engine.opset for engine in build(bundle, older).engines} == {18}
+    assert {engine.opset for engine in build(bundle, recipe).engines} == {24}
+    for opset in (23, 18):
+        older = override_engine(recipe, opset=str(opset))
+        assert {engine.opset for engine in build(bundle, older).engines} == {opset}
+
+
+def test_caches_in_place_get_the_capacity_of_their_segment(
+    bundle: Bundle, recipe: EngineRecipe, builder: FakeBuilder
+) -> None:
+    builder.environment = msgspec.structs.replace(JETPACK_6, tensorrt_version="10.15.1")
+    smaller = override_engine(
+        recipe, max_keep_ratio=(0.5, 0.25), profiles="two",
+        max_prompt_tokens=64, opt_prompt_tokens=32, max_visual_tokens=256, max_cache_capacity=400,
+    )  # fmt: skip
+    build(bundle, smaller)
+    capacities = [job.fixed_dims for job in builder.jobs]
+    assert capacities[0] == {}
+    sizes = [each["cache_capacity"] for each in capacities[1:]]
+    assert sizes[0] > sizes[1] > sizes[2] > 1
+    for job, size in zip(builder.jobs[1:], sizes, strict=True):
+        for profile in job.profiles:
+            (span,) = {r for n, r in profile.inputs.items() if n.startswith("past_key_values.")}
+            assert {span.min[2], span.opt[2], span.max[2]} == {size}
+        assert job.model.endswith(".opset24.onnx")
+    _, document = describe_build(bundle, smaller, target="orin-nano-8gb")
+    command = document.engines[1].command
+    assert f"--dim_param cache_capacity --dim_value {sizes[0]} {builder.jobs[1].model} " in command
+    assert " && polygraphy convert " in command
+    build(bundle, override_engine(smaller, opset="23"))
+    assert [job.fixed_dims for job in builder.jobs[4:]] == [{}] * 4
+
+
+def test_caches_that_grow_are_counted_twice(
+    bundle: Bundle, recipe: EngineRecipe, builder: FakeBuilder
+) -> None:
+    builder.environment = msgspec.structs.replace(JETPACK_6, tensorrt_version="10.15.1")
+    sizes = []
+    for opset in ("23", "24"):
+        _, document = describe_build(bundle, override_engine(recipe, opset=opset), target="t")
+        sizes.append(document.engines[1].memory.cache_mib)
+    assert sizes[0] == pytest.approx(2 * sizes[1], abs=0.1)
 
 
 def test_a_form_that_this_tensorrt_cannot_read(
     bundle: Bundle, recipe: EngineRecipe, builder: FakeBuilder
 ) -> None:
-    with pytest.raises(BuildError, match="opset 23 .* reads none of these"):
+    with pytest.raises(BuildError, match="with --opset 23 reads none of these"):
         build(bundle, override_engine(recipe, opset="23"))
 
 
@@ -217,7 +255,7 @@ def test_a_gpu_that_is_not_the_targets(
 def test_rtx_needs_no_gpu(bundle: Bundle, builder: FakeBuilder) -> None:
     builder.environment = NOTHING
     report = build_engines(bundle, load_engine_recipe("rtx"), target="rtx")
-    assert {engine.opset for engine in report.engines} == {23}
+    assert {engine.opset for engine in report.engines} == {24}
     assert builder.jobs[0].compute_capabilities == ("7.5", "8.0", "8.6", "8.9", "12.0")
     assert builder.jobs[0].timing_cache is None
 

@@ -35,6 +35,12 @@ FP8 = (
 TURING = (
     "[E] Cannot compile operation 'layers.0/dot' for Turing (SM75): FP32 GEMM is not supported."
 )
+STATIC = """\
+[E] ITensor::getDimensions: Error Code 3: API Usage Error (layers.0/key: The KV cache tensor must \
+have a static sequence length dimension. In validate at kVCacheUpdateLayer.cpp:129)
+[E] In node 6 with name: layers.0/key and operator: TensorScatter (parseNode): INVALID_NODE
+[!] Could not parse ONNX correctly
+"""
 
 
 @pytest.mark.parametrize("log", ["", HARMLESS])
@@ -56,6 +62,7 @@ def test_a_log_without_problems(log: str) -> None:
         (TURING, "layers.0/dot", "--precision fp16"),
         ("[!] Compute capability 8.7 (SM87) not supported by this", None, "on the device itself"),
         ("[E] Attention operation was not supported by a dedicated kernel.", None, "--opset 18"),
+        (STATIC, "layers.0/key", "--opset 23"),
         ("[E] Requested amount of GPU memory: OutOfMemory", None, "--pool-limit"),
         ("[E] Something that nobody has seen", None, "the log has the rest"),
     ],

@@ -22,6 +22,7 @@ from feather_edge.engines.profiles import (
 from feather_edge.errors import BuildError, RecipeError
 from feather_edge.pruning import PruningSchedule
 from feather_edge.recipes import EngineRecipe, ExportRecipe
+from feather_edge.runtime.kv_cache import num_seen_slots
 
 if TYPE_CHECKING:
     from feather_edge.engine_record import OptimizationProfile
@@ -62,11 +63,15 @@ def cases(draw: st.DrawFn) -> tuple[Any, PruningSchedule, EngineRecipe]:
     return manifest, PruningSchedule(num_layers=num_layers, stages=export.stages or ()), recipe
 
 
-def all_profiles(case: Any) -> list[tuple[int, Any, OptimizationProfile, OptimizationProfile]]:
+def all_profiles(
+    case: Any, *, opset: int = 23
+) -> list[tuple[int, Any, OptimizationProfile, OptimizationProfile]]:
     manifest, schedule, recipe = case
     limits = read_limits(manifest, schedule, recipe)
     found = []
-    for index, spec in enumerate(manifest.graphs[1:]):
+    for index, graph in enumerate(manifest.graphs[1:]):
+        (form,) = (form for form in graph.forms if form.opset == opset)
+        spec = graph.of(form)
         prefill, decode = decoder_profiles(spec, index, limits)
         found.append((index, spec, prefill, decode))
     return found
@@ -74,7 +79,7 @@ def all_profiles(case: Any) -> list[tuple[int, Any, OptimizationProfile, Optimiz
 
 @given(cases())
 def test_every_input_has_a_range_and_ranges_rise(case: Any) -> None:
-    for _, spec, *profiles in all_profiles(case):
+    for _, spec, *profiles in [*all_profiles(case), *all_profiles(case, opset=24)]:
         for profile in profiles:
             assert set(profile.inputs) == {tensor.name for tensor in spec.inputs}
             for span in profile.inputs.values():
@@ -84,7 +89,7 @@ def test_every_input_has_a_range_and_ranges_rise(case: Any) -> None:
 
 @given(cases())
 def test_a_name_has_one_size_in_every_input(case: Any) -> None:
-    for _, spec, *profiles in all_profiles(case):
+    for _, spec, *profiles in [*all_profiles(case), *all_profiles(case, opset=24)]:
         for profile in profiles:
             for end in ENDS:
                 sizes: dict[str, set[int]] = {}
@@ -96,6 +101,8 @@ def test_a_name_has_one_size_in_every_input(case: Any) -> None:
                         elif tensor.name != "num_kept":
                             assert size == name
                 assert all(len(seen) == 1 for seen in sizes.values())
+                if spec.caches_in_place:
+                    continue
                 (past,), (new,), (total,) = (
                     sizes[name] for name in ("past_sequence", "sequence", "total_sequence")
                 )
@@ -133,6 +140,23 @@ def test_prefill_starts_empty_and_decode_reaches_the_capacity(case: Any) -> None
         # What a prefill leaves in the cache, a decode step can start from.
         assert limits.max_rows[index] <= decode.inputs[cache].max[2]
     assert limits.capacity[0] <= min(recipe.max_cache_capacity, manifest.max_positions)
+
+
+@given(cases(), st.data())
+def test_every_run_over_caches_in_place_fits_its_profile(case: Any, data: st.DataObject) -> None:
+    """Of any prompt and answer within the limits, what the runtime asks for."""
+    limits = read_limits(*case)
+    for index, spec, prefill, decode in all_profiles(case, opset=24):
+        capacity, rows = limits.capacity[index], data.draw(st.integers(1, limits.max_rows[index]))
+        caches = [prefill.inputs[past] for past in spec.caches_in_place.values()]
+        assert {getattr(span, end)[2] for span in caches for end in ENDS} == {capacity}
+        assert prefill.inputs["write_indices"].max == (case[2].max_batch_size,)
+        for profile, num_new, seen in (
+            (prefill, rows, rows),
+            (decode, 1, num_seen_slots(data.draw(st.integers(rows + 1, capacity)), capacity)),
+        ):
+            assert profile.inputs["attention_mask"].distance((1, 1, num_new, seen)) == 0
+            assert profile.inputs["cos"].min[1] <= num_new <= profile.inputs["cos"].max[1]
 
 
 @given(cases())

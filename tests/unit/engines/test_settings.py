@@ -11,9 +11,9 @@ from support.engines import job_for, profile_of
 
 from feather_edge.engines import _device
 from feather_edge.engines.commands import polygraphy_command
-from feather_edge.engines.function_strip import without_functions
 from feather_edge.engines.jobs import Device, Environment
 from feather_edge.engines.memory import pool_bytes
+from feather_edge.engines.model_bytes import model_bytes
 from feather_edge.engines.timing_cache import timing_cache_file
 from feather_edge.recipes import EngineRecipe
 
@@ -85,18 +85,26 @@ def test_the_gpu_is_asked_of_the_driver(gpu: FakeGpu) -> None:
     )
 
 
-def test_a_copy_without_functions_finds_its_weights(
-    bundles: BundleFactory, tmp_path: Path
-) -> None:
+def test_a_model_is_changed_on_its_way_and_not_on_disk(bundles: BundleFactory) -> None:
     import onnx
 
-    bundle = bundles(num_layers=4).bundle
-    model = bundle.path / bundle.decoders[0].forms[1].file
-    job = job_for(model, result=str(tmp_path / "r"), strip_functions=True)
-    with without_functions(job) as stripped:
-        copy = onnx.load(stripped.model)  # with its weights
-        assert not copy.functions
-        assert len(copy.graph.node) == len(onnx.load(model).graph.node)
-    assert not list(model.parent.glob(".*"))
-    with without_functions(job_for(model)) as untouched:
-        assert untouched.model == str(model)
+    spec = bundles(num_layers=4).bundle.decoders[0]
+    (form,) = (form for form in spec.forms if form.opset == 24)
+    file = bundles(num_layers=4).bundle.path / form.file
+    before = file.read_bytes()
+    plain = onnx.load_from_string(model_bytes(job_for(file)))
+    assert plain == onnx.load(file, load_external_data=False)
+    stripped = onnx.load_from_string(model_bytes(job_for(file, strip_functions=True)))
+    assert plain.functions
+    assert not stripped.functions
+    assert stripped.graph == plain.graph
+    fixed = onnx.load_from_string(model_bytes(job_for(file, fixed_dims={"cache_capacity": 99})))
+    sizes = {
+        dim.dim_value or dim.dim_param
+        for value in (*fixed.graph.input, *fixed.graph.output)
+        if value.name.startswith(("past_key_values.", "present."))
+        for dim in value.type.tensor_type.shape.dim[2:3]
+    }
+    assert sizes == {99}
+    assert fixed.functions == plain.functions
+    assert file.read_bytes() == before

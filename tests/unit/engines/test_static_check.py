@@ -1,4 +1,4 @@
-"""The static check of the opset-18 form: what TensorRT 10.3's parser would refuse."""
+"""The static check of each form: what the parser that it is for would refuse, or misread."""
 
 from __future__ import annotations
 
@@ -45,15 +45,18 @@ def test_the_list() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_every_exported_form_passes_and_the_newest_does_not(
+def test_every_exported_form_passes_and_is_too_new_for_older_parsers(
     bundles: BundleFactory, precision: str
 ) -> None:
     bundle = bundles(recipe=ExportRecipe(precision=precision)).bundle  # type: ignore[arg-type]
     for spec in bundle.manifest.graphs:
-        newest, oldest = (ir.load(bundle.path / form.file) for form in spec.forms)
-        check_portable(oldest, name=spec.name)
-        with pytest.raises(BuildError, match="IR version"):
-            check_portable(newest, name=spec.name)
+        models = {form.opset: ir.load(bundle.path / form.file) for form in spec.forms}
+        for opset, model in models.items():
+            check_portable(model, name=spec.name, opset=opset)
+        with pytest.raises(BuildError, match="TensorRT 10.3: its IR version is 11"):
+            check_portable(models[23], name=spec.name, opset=18)
+        with pytest.raises(BuildError, match="TensorRT 10.15: it is of opset 24; at most 23"):
+            check_portable(models[24], name=spec.name, opset=23)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +82,7 @@ def test_every_exported_form_passes_and_the_newest_does_not(
 )
 def test_refused(model: ir.Model, text: str) -> None:
     with pytest.raises(BuildError) as error:
-        check_portable(model, name="decoder_0")
+        check_portable(model, name="decoder_0", opset=18)
     assert str(error.value).startswith("graph decoder_0 is not for TensorRT 10.3: ")
     assert text in str(error.value)
 
@@ -88,9 +91,50 @@ def test_a_body_within_an_if_is_read_too() -> None:
     branch = ir.Graph([], [], nodes=[node("Attention")], opset_imports={"": 18}, name="branch")
     choice = ir.node("If", [], attributes={"then_branch": branch, "else_branch": branch})
     with pytest.raises(BuildError, match="Attention"):
-        check_portable(model_of(choice), name="g")
+        check_portable(model_of(choice), name="g", opset=18)
 
 
 def test_the_prune_op_is_portable() -> None:
     function = prune_function(opset=18)
-    check_portable(model_of(node(function.name, function.domain), functions=(function,)), name="g")
+    model = model_of(node(function.name, function.domain), functions=(function,))
+    check_portable(model, name="g", opset=18)
+
+
+def value(name: str) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT16), shape=ir.Shape([1]))
+
+
+def cache_model(*, is_input: bool = True, is_output: bool = True, **attributes: str) -> ir.Model:
+    past, new, start = value("past"), value("new"), value("start")
+    update = ir.node("TensorScatter", [past, new, start], attributes=attributes, name="update")
+    graph = ir.Graph(
+        [past, new, start] if is_input else [new, start],
+        list(update.outputs) if is_output else [],
+        nodes=[update],
+        opset_imports={"": 24},
+        name="g",
+    )
+    return ir.Model(graph, ir_version=11)
+
+
+def as_opset_23(model: ir.Model) -> ir.Model:
+    model.graph.opset_imports[""] = 23
+    return model
+
+
+def test_caches_in_place() -> None:
+    check_portable(cache_model(), name="g", opset=24)
+    for wrong in (cache_model(is_input=False), cache_model(is_output=False)):
+        with pytest.raises(BuildError, match="is not an input and an output of the graph"):
+            check_portable(wrong, name="g", opset=24)
+    with pytest.raises(BuildError, match="in mode circular; only linear is read"):
+        check_portable(cache_model(mode="circular"), name="g", opset=24)
+    with pytest.raises(BuildError, match="'update' is TensorScatter, which its parser does not"):
+        check_portable(as_opset_23(cache_model()), name="g", opset=23)
+
+
+def test_lengths_of_keys_would_be_dropped() -> None:
+    inputs = [value(name) for name in "qkv"] + [None, None, None, value("lengths")]
+    attention = ir.node("Attention", inputs, name="attention")
+    with pytest.raises(BuildError, match="nonpad_kv_seqlen, which its parser drops; use a mask"):
+        check_portable(model_of(attention, opset=24, ir_version=11), name="g", opset=24)

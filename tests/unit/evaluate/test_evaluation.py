@@ -9,11 +9,11 @@ import pytest
 from feather_edge.errors import RequestError
 from feather_edge.evaluate.evaluation import Comparison, equal_shares, evaluate
 from feather_edge.evaluate.tasks import Question, Sample, Task
-from feather_edge.pruning import Layout, VisualSpan
+from feather_edge.pruning import VisualSpan
 from feather_edge.pruning.forecast import forecast
 from feather_edge.recipes import ExportRecipe
-from feather_edge.runtime.rotary import rotary_frequencies
 from feather_edge.runtime.session import Session, default_pruning
+from feather_edge.runtime.spans import prompt_layout
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,8 +51,7 @@ def test_equal_budgets_cost_the_same_as_feather(bundles: BundleFactory, ratio: f
     bundle = bundles(num_layers=4).bundle
     height, width = bundle.manifest.image.grid
     span = VisualSpan(start=2, height=height, width=width)
-    frequencies = rotary_frequencies(bundle.manifest.rotary)
-    layout = Layout.full(span.num_tokens + 9, [span], frequencies=frequencies)
+    layout = prompt_layout(bundle.manifest.rotary, span.num_tokens + 9, [span])
     feather = dataclasses.replace(
         default_pruning(bundle), criterion="feather", keep_ratio=(ratio,)
     )

@@ -12,11 +12,13 @@ from onnx import TensorProto
 from feather_edge.recipes import ExportRecipe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from support.bundles import BundleFactory, Exported
 
     from feather_edge.graphs import GraphSpec
 
-OPSETS = {23: 11, 18: 10}
+OPSETS = {24: 11, 23: 11, 18: 10}
 STAGES = (1, 3)
 MAX_NODES_PER_LAYER = 23
 ALIGNMENT_BYTES = 4096
@@ -54,7 +56,12 @@ def test_graphs_are_what_their_contract_says(exported: Exported, opset: int) -> 
     kinds |= {"int64": TensorProto.INT64, "bool": TensorProto.BOOL}
     for spec in exported.bundle.manifest.graphs:
         graph = load(exported, spec, opset).graph
-        for given, expected in ((graph.input, spec.inputs), (graph.output, spec.outputs)):
+        (form,) = (form for form in spec.forms if form.opset == opset)
+        contract = spec.of(form)
+        for given, expected in (
+            (graph.input, contract.inputs),
+            (graph.output, contract.outputs),
+        ):
             assert [(v.name, v.type.tensor_type.elem_type, dims(v)) for v in given] == [
                 (t.name, kinds[t.dtype], t.shape) for t in expected
             ]
@@ -180,9 +187,25 @@ def test_tied_head_is_the_embeddings_file(bundles: BundleFactory) -> None:
 
 
 def test_only_the_opset_that_is_asked_for(bundles: BundleFactory) -> None:
-    for opset in ("18", "23"):
+    for opset in ("18", "23", "24"):
         exported = bundles(num_layers=4, recipe=ExportRecipe(stages=STAGES, opset=opset))
         for spec in exported.bundle.manifest.graphs:
             assert [form.opset for form in spec.forms] == [int(opset)]
+            assert (spec.main_form, spec.of(spec.main_form)) == (spec.forms[0], spec)
+            assert bool(spec.caches_in_place) == (opset == "24" and "decoder" in spec.name)
             assert (exported.bundle.path / spec.file).is_file()
         assert len(list(exported.bundle.path.glob("onnx/*.onnx"))) == 4
+
+
+def test_caches_in_place_are_updated_once_and_seen_through_one_slice(exported: Exported) -> None:
+    for spec in exported.bundle.decoders:
+        nodes = load(exported, spec, 24).graph.node
+        counts = Counter(node.op_type for node in nodes)
+        num_caches = len(spec.caches)
+        assert counts["TensorScatter"] == counts["Slice"] - counts_of_score(nodes) == num_caches
+        assert [node.name for node in nodes if node.op_type == "Shape"] == ["num_seen"]
+        assert not any(n.op_type == "Concat" and "present" in n.name for n in nodes)
+
+
+def counts_of_score(nodes: Iterable[onnx.NodeProto]) -> int:
+    return sum(node.op_type == "Slice" and node.name.startswith("prune/") for node in nodes)

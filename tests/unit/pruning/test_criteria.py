@@ -33,7 +33,8 @@ def image_layout(*shapes: tuple[int, int], before: int = 1, between: int = 2) ->
     for height, width in shapes:
         spans.append(VisualSpan(start=end, height=height, width=width))
         end += height * width + between
-    return Layout.full(end + 3, spans, frequencies=FREQUENCIES)
+    angles = np.arange(end + 3)[:, None] * FREQUENCIES.astype(np.float64)
+    return Layout.full(end + 3, spans, angles=angles)
 
 
 def run(
@@ -341,9 +342,9 @@ def test_coordinate_tokens_beyond_the_quota_are_cut_by_score() -> None:
     assert set(first.positions[first.is_visual]) <= coordinates
 
 
-def test_ivc_without_frequencies_says_so() -> None:
+def test_ivc_without_angles_says_so() -> None:
     layout = Layout.full(80, [VisualSpan(start=0, height=8, width=8)])
-    with pytest.raises(RequestError, match="ivc needs the decoder's rotary frequencies"):
+    with pytest.raises(RequestError, match="ivc needs the decoder's rotary angles"):
         criterion("ivc").plan(Pruning(criterion="ivc"), 0, 1, layout)
 
 

@@ -23,8 +23,8 @@ NUM_ROWS = 70
 def layout_with(protected: set[int], forbidden: set[int]) -> Layout:
     """One image of 64 tokens from row 2 on."""
     span = VisualSpan(start=2, height=SIDE, width=SIDE)
-    frequencies = np.array([1.0, 0.3, 0.01], np.float32)
-    layout = Layout.full(NUM_ROWS, [span], frequencies=frequencies)
+    angles = np.arange(NUM_ROWS)[:, None] * np.array([1.0, 0.3, 0.01])
+    layout = Layout.full(NUM_ROWS, [span], angles=angles)
     marks = []
     for tokens in (protected, forbidden):
         marks.append(np.zeros(NUM_ROWS, np.bool_))

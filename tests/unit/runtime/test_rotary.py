@@ -7,9 +7,14 @@ import pytest
 import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
 from feather_edge.manifest import Rotary
-from feather_edge.runtime.rotary import rotary_tables
+from feather_edge.pruning import VisualSpan
+from feather_edge.runtime.rotary import prompt_coordinates, rotary_tables
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
@@ -74,3 +79,48 @@ def test_llama3_keeps_short_wavelengths_and_divides_long_ones() -> None:
 
     assert angles[1][0] == pytest.approx(angles[0][0])
     assert angles[1][-1] == pytest.approx(angles[0][-1] / 8, rel=1e-5)
+
+
+def test_coordinates_of_a_prompt_with_two_pictures() -> None:
+    rotary = Rotary(head_dim=16, theta=1e4, sections=(2, 3, 3))
+    spans = [VisualSpan(start=2, height=2, width=3), VisualSpan(start=9, height=1, width=1)]
+
+    coordinates = prompt_coordinates(rotary, 12, spans)
+
+    assert coordinates.tolist() == [
+        [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 7, 8],
+        [0, 1, 2, 2, 2, 3, 3, 3, 5, 6, 7, 8],
+        [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7, 8],
+    ]
+    plain = prompt_coordinates(Rotary(head_dim=16, theta=1e4), 12, spans)
+    assert plain.tolist() == [list(range(12))]
+
+
+@pytest.mark.parametrize(
+    ("sections", "is_interleaved"),
+    [((16, 24, 24), False), ((24, 20, 20), True), ((62, 1, 1), True), ((2, 31, 31), False)],
+)
+def test_mrope_tables_are_those_of_transformers(
+    sections: tuple[int, int, int], is_interleaved: bool
+) -> None:
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": list(sections)}
+    config, reference = (
+        (Qwen3VLTextConfig(head_dim=128, rope_parameters=rope), Qwen3VLTextRotaryEmbedding)
+        if is_interleaved
+        else (
+            Qwen2VLTextConfig(hidden_size=256, num_attention_heads=2, rope_parameters=rope),
+            Qwen2VLRotaryEmbedding,
+        )
+    )
+    coordinates = np.random.default_rng(0).integers(0, 40, (3, 9))
+    rotary = Rotary(head_dim=128, theta=1e6, sections=sections, is_interleaved=is_interleaved)
+
+    tables = rotary_tables(rotary, coordinates)
+
+    expected = reference(config)(torch.zeros(1), torch.tensor(coordinates)[:, None])
+    for ours, theirs in zip(tables, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs[0, :, :64].numpy(), atol=5e-6)
+    text, same = (
+        rotary_tables(rotary, each) for each in (np.arange(9), np.tile(range(9), (3, 1)))
+    )
+    np.testing.assert_array_equal(text, same)

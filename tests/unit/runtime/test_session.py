@@ -460,6 +460,7 @@ def test_record_is_json(bundle: Bundle) -> None:
         "backend",
         "device",
         "precision",
+        "notes",
     }
     assert record["token_ids"] == [300, 300]
     assert (record["backend"], record["device"], record["precision"]) == ("fake", "cpu", "fp32")

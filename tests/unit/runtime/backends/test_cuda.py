@@ -188,3 +188,94 @@ def test_a_leak_is_noticed(driver: Driver, gpu: FakeGpu) -> None:
     with pytest.raises(AssertionError, match="1 allocations leaked"):
         gpu.check()
     driver.free(address)
+
+
+# -- captures ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(driver: Driver) -> Iterator[tuple[int, int]]:
+    """A stream, and the address of 16 bytes of zeros."""
+    stream, address = driver.create_stream(), driver.allocate(16)
+    driver.zero(address, 16, stream)
+    driver.synchronise(stream)
+    yield stream, address
+    driver.synchronise(stream)
+    driver.free(address)
+    driver.destroy_stream(stream)
+
+
+def read(driver: Driver, stream: int, address: int) -> list[int]:
+    values = np.empty(16, np.uint8)
+    driver.copy_to_host(values, address, stream)
+    driver.synchronise(stream)
+    return values.tolist()
+
+
+def test_zeros(driver: Driver, place: tuple[int, int]) -> None:
+    stream, address = place
+    assert read(driver, stream, address) == [0] * 16
+
+
+def test_captured_work_happens_when_it_is_launched(
+    driver: Driver, place: tuple[int, int], gpu: FakeGpu
+) -> None:
+    stream, address = place
+    source = driver.allocate(16)
+    driver.copy_to_device(source, np.arange(16, dtype=np.uint8), stream)
+    graph = driver.capture(stream, lambda: driver.copy_on_device(address, source, 16, stream))
+    assert read(driver, stream, address) == [0] * 16
+    driver.launch(graph, stream)
+    assert read(driver, stream, address) == list(range(16))
+    driver.copy_to_device(source, np.full(16, 7, np.uint8), stream)
+    driver.launch(graph, stream)
+    assert read(driver, stream, address) == [7] * 16
+    driver.free(source)
+    with expect_misuse(gpu, "memory that was freed"), pytest.raises(BackendError):
+        driver.launch(graph, stream)
+    driver.destroy_graph(graph)
+
+
+@pytest.mark.parametrize("forbidden", ["allocate", "synchronise", "upload", "download"])
+def test_what_must_not_happen_in_a_capture_is_noticed(
+    driver: Driver, place: tuple[int, int], gpu: FakeGpu, forbidden: str
+) -> None:
+    stream, address = place
+    host = np.zeros(16, np.uint8)
+    acts = {
+        "allocate": lambda: driver.allocate(16) and None,
+        "synchronise": lambda: driver.synchronise(stream),
+        "upload": lambda: driver.copy_to_device(address, host, stream),
+        "download": lambda: driver.copy_to_host(host, address, stream),
+    }
+    with expect_misuse(gpu, "during a capture"), pytest.raises(BackendError):
+        driver.capture(stream, acts[forbidden])
+    driver.copy_to_device(address, np.ones(16, np.uint8), stream)
+    assert read(driver, stream, address) == [1] * 16, "the stream works on"
+
+
+def test_a_capture_that_fails_leaves_a_stream_that_works(
+    driver: Driver, place: tuple[int, int], gpu: FakeGpu
+) -> None:
+    stream, address = place
+
+    def fail() -> None:
+        driver.zero(address, 16, stream)
+        raise BackendError("not to be captured")
+
+    with pytest.raises(BackendError, match="not to be captured"):
+        driver.capture(stream, fail)
+    with pytest.raises(BackendError, match="cuStreamEndCapture: CUDA_ERROR_STREAM_CAPTURE_INVALI"):
+        driver.capture(stream, gpu.invalidate)
+    driver.copy_to_device(address, np.ones(16, np.uint8), stream)
+    assert read(driver, stream, address) == [1] * 16
+
+
+def test_a_graph_that_is_destroyed_under_work_is_noticed(
+    driver: Driver, place: tuple[int, int], gpu: FakeGpu
+) -> None:
+    stream, address = place
+    graph = driver.capture(stream, lambda: driver.zero(address, 16, stream))
+    driver.launch(graph, stream)
+    with expect_misuse(gpu, "destroyed while it runs"), pytest.raises(BackendError):
+        driver.destroy_graph(graph)

@@ -128,3 +128,50 @@ def test_a_failed_gpu_is_let_go_quietly(
         patch.setattr(gpu, "cuStreamSynchronize", lambda _: 700)
         del memory  # a warning would fail the test
     gpu.reset()
+
+
+def test_work_that_repeats_finds_its_places_again(memory: DeviceMemory) -> None:
+    """Whatever order the buffers went in: a captured graph holds their addresses."""
+    places = []
+    for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
+        held = {index: memory.acquire(512) for index in range(3)}
+        places.append([held[index].address for index in range(3)])
+        for index in order:
+            del held[index]
+    assert places[0] == places[1] == places[2]
+
+
+def test_zeros_are_zero_in_memory_that_was_used(memory: DeviceMemory) -> None:
+    shape, dtype = (1, 2, 3, 4), np.dtype(np.float16)
+    used = memory.zeros(shape, dtype)
+    place = used.device_address()
+    memory.driver.copy_to_device(place, np.full(shape, 7, dtype), memory.stream)
+    assert (used.values() == 7).all()
+    del used
+    again = memory.zeros(shape, dtype)
+    assert again.device_address() == place
+    assert not again.values().any()
+    assert memory.zeros((1, 2, 0, 4), dtype).values().shape == (1, 2, 0, 4)
+
+
+def test_what_was_uploaded_is_forgotten_where_a_graph_changes_it(memory: DeviceMemory) -> None:
+    tensor = DeviceTensor.of_array(memory, np.zeros(4, np.float32))
+    address = tensor.address_to_change()
+    memory.driver.copy_to_device(address, np.ones(4, np.float32), memory.stream)
+    assert tensor.values().tolist() == [1, 1, 1, 1]
+
+
+def test_a_captured_graph_outlives_the_memory_that_is_closing(
+    memory: DeviceMemory, gpu: FakeGpu
+) -> None:
+    tensor = memory.zeros((4,), np.dtype(np.float32))
+    address = tensor.device_address()
+    graph = memory.capture(lambda: memory.driver.zero(address, 16, memory.stream))
+    graph.launch()
+    memory.close()
+    assert gpu.counts.get("cuStreamDestroy_v2", 0) == 0
+    del tensor
+    assert gpu.counts.get("cuStreamDestroy_v2", 0) == 0
+    del graph
+    assert gpu.counts["cuGraphExecDestroy"] == 1
+    assert gpu.counts["cuStreamDestroy_v2"] == 1

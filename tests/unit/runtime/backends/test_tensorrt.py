@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("trt")
 
 @pytest.fixture
 def exported(bundles: BundleFactory) -> Bundle:
-    return bundles(num_layers=4, recipe=ExportRecipe(opset="both")).bundle
+    return bundles(num_layers=4, recipe=ExportRecipe(opset="all")).bundle
 
 
 @pytest.fixture

@@ -1,0 +1,118 @@
+"""OpenVINO on the CPU: the same graphs, often faster on x86.
+
+OpenVINO reads no functions of a model, so ``TopKUniformGather`` is told to it in its own
+operators. It computes in the precision of the graphs; its own default would be bfloat16 wherever
+the processor has it, which changes what is kept.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from feather_edge.errors import BackendError
+from feather_edge.runtime.backends.base import Backend, Graph, Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from feather_edge.graphs import GraphSpec
+
+PRUNE_OP = ("TopKUniformGather", "feather")
+PRECISIONS = {"float32": "f32", "float16": "f16"}
+NUM_REQUESTS = 2
+"""What a graph gives lies in its request until that runs again, so two of them take turns: what
+one run gave may be an input of the next, as caches are."""
+
+
+class OpenVinoBackend(Backend):
+    """Runs graphs with OpenVINO on the CPU.
+
+    Args:
+        num_threads: of one graph run; None lets OpenVINO choose.
+
+    Raises:
+        BackendError: if openvino is not installed.
+    """
+
+    name = "openvino"
+    device = "cpu"
+
+    def __init__(self, *, num_threads: int | None = None) -> None:
+        try:
+            import openvino
+            from openvino.frontend.onnx import ConversionExtension
+        except ImportError as error:
+            raise BackendError(
+                "backend openvino is not installed; run: pip install 'feather-edge[openvino]'"
+            ) from error
+        self._openvino = openvino
+        self._core = openvino.Core()
+        self._core.add_extension(ConversionExtension(*PRUNE_OP, _top_k_uniform_gather))
+        self._threads = {} if num_threads is None else {"INFERENCE_NUM_THREADS": num_threads}
+
+    def open(self, file: Path, spec: GraphSpec) -> Graph:
+        """See ``Backend.open``."""
+        hints = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": PRECISIONS[spec.inputs[0].dtype],
+            **self._threads,
+        }
+        try:
+            compiled = self._core.compile_model(self._core.read_model(file), "CPU", hints)
+            requests = [compiled.create_infer_request() for _ in range(NUM_REQUESTS)]
+        except Exception as error:  # what the bindings raise has no common class of its own
+            raise BackendError(f"openvino cannot load {file}: {_reason(error)}") from error
+        return _OpenVinoGraph(requests, spec)
+
+    def upload(self, array: NDArray[np.generic]) -> Tensor:
+        """See ``Backend.upload``."""
+        # What is mapped from a file is read-only, and OpenVINO shares only what it may write.
+        return self._openvino.Tensor(array, shared_memory=array.flags.writeable)
+
+    def download(self, tensor: Tensor) -> NDArray[Any]:
+        """See ``Backend.download``."""
+        return np.array(tensor.data)
+
+
+class _OpenVinoGraph(Graph):
+    def __init__(self, requests: list[Any], spec: GraphSpec) -> None:
+        self._requests = requests
+        self.spec = spec
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        request = self._requests.pop(0)
+        self._requests.append(request)
+        try:
+            for tensor in self.spec.inputs:
+                request.set_tensor(tensor.name, inputs[tensor.name])
+            request.infer()
+        except Exception as error:
+            raise BackendError(
+                f"openvino failed in graph {self.spec.name}: {_reason(error)}"
+            ) from error
+        return {tensor.name: request.get_tensor(tensor.name) for tensor in self.spec.outputs}
+
+
+def _top_k_uniform_gather(node: Any) -> list[Any]:
+    """Return the outputs of the op; see ``feather_edge.export.prune_op``."""
+    from openvino import opset14 as ops
+
+    scores, priority, num_kept, *followers = (node.get_input(index) for index in range(6))
+    count = ops.squeeze(num_kept, ops.constant([0], np.int64))
+    best = ops.topk(
+        ops.add(scores, priority), count, -1, "max", "value", index_element_type="i64", stable=True
+    )
+    kept = ops.topk(best.output(1), count, -1, "min", "value", index_element_type="i64").output(0)
+    rows = ops.unsqueeze(kept, ops.constant([-1], np.int64))  # [B, K, 1]
+    return [kept, *(ops.gather_nd(x, rows, batch_dims=1).output(0) for x in followers)]
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line that says something; the first ones name files of OpenVINO."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

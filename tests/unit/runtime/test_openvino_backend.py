@@ -1,0 +1,114 @@
+"""OpenVINO runs the graphs that ONNX Runtime runs, and answers the same."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from support.images import random_images
+
+from feather_edge import Pruning, Session
+from feather_edge.errors import BackendError
+from feather_edge.recipes import ExportRecipe
+from feather_edge.runtime.backends import create_backend
+from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from feather_edge.runtime.backends.openvino import OpenVinoBackend
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support.bundles import BundleFactory
+
+    from feather_edge.bundle import Bundle
+
+PROMPT = "where is the red circle ?"
+
+
+@pytest.fixture(scope="module", params=["23", "18"])
+def bundle(request: pytest.FixtureRequest, bundles: BundleFactory) -> Bundle:
+    recipe = ExportRecipe(stages=(2, 4), opset=request.param)
+    return bundles(num_layers=6, image_size=56, recipe=recipe).bundle
+
+
+@pytest.fixture(scope="module")
+def sessions(bundle: Bundle) -> tuple[Session, Session]:
+    """The reference and what is tested; requests find the graphs as earlier ones left them."""
+    reference = OnnxRuntimeBackend(device="cpu", num_threads=1)
+    return Session.open(bundle, backend=reference), Session.open(bundle, backend="openvino")
+
+
+@pytest.mark.parametrize(
+    ("criterion", "selection"),
+    [("none", "fill"), ("feather", "fill"), ("feather", "union"), ("fastv", "fill")],
+)
+@pytest.mark.parametrize("num_images", [1, 2])
+def test_answers_are_those_of_onnxruntime(
+    sessions: tuple[Session, Session], criterion: str, selection: str, num_images: int
+) -> None:
+    pruning = Pruning(criterion=criterion, selection=selection)
+    images = random_images(num_images, seed=3)
+    reference, ours = (
+        session.generate(images, PROMPT, pruning=pruning, max_new_tokens=8) for session in sessions
+    )
+    assert ours.token_ids == reference.token_ids
+    for kept, expected in zip(ours.stages, reference.stages, strict=True):
+        assert kept.kept_indices.tolist() == expected.kept_indices.tolist()
+    assert (ours.backend, ours.device) == ("openvino", "cpu")
+
+
+def test_ties_go_to_the_lowest_row(bundle: Bundle) -> None:
+    spec = bundle.decoders[0]
+    backend = OpenVinoBackend(num_threads=1)
+    graph = backend.open(bundle.path / spec.file, spec)
+    sizes = {"batch": 1, "sequence": 40, "past_sequence": 0, "total_sequence": 40}
+    inputs = {
+        t.name: np.ones([sizes[d] if isinstance(d, str) else d for d in t.shape], t.dtype)
+        for t in spec.inputs
+    }
+    inputs["num_kept"] = np.array([9])
+
+    outputs = graph.run({name: backend.upload(value) for name, value in inputs.items()})
+
+    assert backend.download(outputs["kept_indices"]).tolist() == [list(range(9))]
+
+
+def test_what_a_run_gave_outlives_the_next_run(bundle: Bundle) -> None:
+    spec = bundle.vision_encoder
+    backend = OpenVinoBackend(num_threads=1)
+    graph = backend.open(bundle.path / spec.file, spec)
+    shape = [1, *spec.inputs[0].shape[1:]]
+    first = graph.run({"pixel_values": backend.upload(np.ones(shape, np.float32))})
+    before = backend.download(first["image_features"])
+    graph.run({"pixel_values": backend.upload(np.zeros(shape, np.float32))})
+    np.testing.assert_array_equal(backend.download(first["image_features"]), before)
+
+
+def test_float16_graphs_run(bundles: BundleFactory) -> None:
+    recipe = ExportRecipe(stages=(2, 4), precision="fp16")
+    exported = bundles(num_layers=6, image_size=56, recipe=recipe).bundle
+    with Session.open(exported, backend="openvino") as session:
+        result = session.generate(random_images(1), PROMPT, max_new_tokens=4)
+    assert len(result.token_ids) == 4
+
+
+def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BackendError, match=r"run: pip install 'feather-edge\[openvino\]'"):
+        create_backend("openvino")
+
+
+def test_a_broken_file(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BackendError, match=r"openvino cannot load .*broken.onnx: .+") as caught:
+        OpenVinoBackend().open(tmp_path / "broken.onnx", bundle.vision_encoder)
+    assert "\n" not in str(caught.value)
+
+
+def test_inputs_that_do_not_fit(bundle: Bundle) -> None:
+    spec = bundle.vision_encoder
+    backend = OpenVinoBackend()
+    graph = backend.open(bundle.path / spec.file, spec)
+    with pytest.raises(BackendError, match="openvino failed in graph vision_encoder: .+"):
+        graph.run({"pixel_values": backend.upload(np.ones((1, 2, 3, 4), np.float32))})
