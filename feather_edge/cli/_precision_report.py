@@ -41,7 +41,7 @@ precision_report_options = all_of(
     ),
     click.option(
         "--text",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=click.Path(path_type=Path),
         help="With --precision-report: also a text to predict, for its perplexity.",
     ),
 )

@@ -55,7 +55,7 @@ from feather_edge.cli._precision_report import precision_report_options, run_pre
 def command(
     *, bundle: Path, image: Path | None, prompt: str | None, as_json: bool, **options: Any
 ) -> None:
-    """Compare a backend with ONNX Runtime, graph by graph, or a precision with another.
+    """Compare a backend with ONNX Runtime, or precisions.
 
     Every graph gets the inputs that it gets in ONNX Runtime; then both answer on their own.
     Prints how far outputs are apart, which kept rows and answers agree, and ends with status 1

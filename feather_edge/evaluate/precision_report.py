@@ -32,7 +32,14 @@ if TYPE_CHECKING:
     from feather_edge.evaluate.tasks import Sample, Task
     from feather_edge.recipes import ExportRecipe
 
-__all__ = ["AnswersReport", "LogitsReport", "PrecisionReport", "TextReport", "report_precision"]
+__all__ = [
+    "AnswersReport",
+    "LogitsReport",
+    "PrecisionReport",
+    "TextReport",
+    "describe_precision",
+    "report_precision",
+]
 
 
 class LogitsReport(msgspec.Struct, frozen=True, kw_only=True):
