@@ -26,7 +26,14 @@ import msgspec
 
 from feather_edge import strict_json
 from feather_edge.errors import BundleError, FeatherEdgeError
-from feather_edge.graphs import DECODER, EMBED_TOKENS_FILE, VISION_ENCODER, GraphSpec
+from feather_edge.graphs import (
+    DECODER,
+    EMBED_TOKENS_FILE,
+    OPSETS,
+    VISION_ENCODER,
+    GraphSpec,
+    decoder_spec,
+)
 from feather_edge.locking import exclusive
 from feather_edge.manifest import (
     FORMAT_VERSION,
@@ -163,12 +170,45 @@ class Bundle:
                 f"{self.path / MANIFEST_FILE} lists the graphs {', '.join(names)}, but its stages "
                 f"make them {', '.join(wanted)}; export it again"
             )
+        for graph in self._contracts():
+            if graph not in self.manifest.graphs:
+                raise BundleError(
+                    f"{self.path / MANIFEST_FILE} gives {graph.name} another contract than its "
+                    f"decoder's sizes do; export it again"
+                )
         for graph in self.manifest.graphs:
             for file in (EMBED_TOKENS_FILE, *(form.file for form in graph.forms)):
                 if file not in self.manifest.files:
                     raise BundleError(
                         f"{self.path / MANIFEST_FILE} lists no file {file}; export it again"
                     )
+
+    def _contracts(self) -> Iterator[GraphSpec]:
+        """Yield what the sizes of the decoder make the contracts of its segments."""
+        vision, *decoders = self.manifest.graphs
+        width = self.manifest.decoder.hidden_size
+        if not vision.inputs or any(t.shape[1:] != (width,) for t in vision.outputs):
+            raise BundleError(
+                f"{self.path / MANIFEST_FILE} gives {vision.name} no inputs, or outputs of "
+                f"another width than the decoder's {width}; export it again"
+            )
+        segments = self.schedule.segments
+        for index, (segment, graph) in enumerate(zip(segments, decoders, strict=True)):
+            opsets = {form.opset for form in graph.forms}
+            if not graph.inputs or not opsets or not opsets <= set(OPSETS):
+                raise BundleError(
+                    f"{self.path / MANIFEST_FILE} gives {graph.name} no inputs, or forms of other "
+                    f"opsets than {', '.join(map(str, OPSETS))}; export it again"
+                )
+            yield decoder_spec(
+                index,
+                segment.layers,
+                self.manifest.decoder,
+                is_last=segment == segments[-1],
+                dtype=graph.inputs[0].dtype,
+                opsets=tuple(form.opset for form in graph.forms),
+                num_planes=len(vision.outputs) - 1,
+            )
 
 
 def write_manifest(folder: Path, manifest: BundleManifest) -> None:

@@ -35,6 +35,8 @@ visual token, W windows, Q visual tokens of a window, Dv the encoder's head widt
 ``deepstack_embeds.N`` (i=0) [B, S, D]        float added after layer N; 0 but for visual tokens
 ``cos``, ``sin``             [B, S, Dh/2]     float rotary tables of the original positions
 ``attention_mask``           [B, 1, S, T]     bool  True where a row may look: causal and padding
+``local_cos``, ``local_sin`` [B, S, Dh/2]     float tables of local layers, if they differ +
+``local_attention_mask``     [B, 1, S, T]     bool  of local layers: within the window, too +
 ``past_key_values.N.key``    [B, Hkv, P, Dh]  float N counts layers of the whole model; ``.value``
 ``prune_priority`` *         [B, S]           f32   added to the score; text ``ALWAYS``
 ``score_cos``, ``score_sin``*[B, S, Dh/2]     f32   rotary tables of the score; identity: RoPE-free
@@ -49,6 +51,9 @@ visual token, W windows, Q visual tokens of a window, Dv the encoder's head widt
 =========================== ================ ===== ===============================================
 
 \\* all segments but the last. The score's query is row S - 1, so batches are padded on the left.
+
+\\+ segments that hold local layers, as Gemma has them. A segment that holds no others has no
+``attention_mask``, nor ``cos`` and ``sin`` where nothing reads them.
 
 The form of opset 24 keeps its caches in place: C is their capacity, P of their slots are filled,
 and attention sees the first T of them, P + S <= T <= C. Decode steps that look at equally many
@@ -169,7 +174,12 @@ class GraphSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class DecoderShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The sizes of a text decoder that its graphs and its host-side code share."""
+    """The sizes of a text decoder that its graphs and its host-side code share.
+
+    Attributes:
+        local_layers: see a window of positions only, so they have masks of their own.
+        has_local_rotary: and rotary tables of their own.
+    """
 
     num_layers: int
     hidden_size: int
@@ -178,6 +188,25 @@ class DecoderShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     num_key_value_heads: int
     head_dim: int
     vocab_size: int
+    local_layers: tuple[int, ...] = ()
+    has_local_rotary: bool = False
+
+    def __post_init__(self) -> None:
+        for name, most in _MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 to {most}")
+
+
+_MOST = {
+    "num_layers": 2**10,
+    "hidden_size": 2**16,
+    "intermediate_size": 2**19,
+    "num_attention_heads": 2**10,
+    "num_key_value_heads": 2**10,
+    "head_dim": 2**12,
+    "vocab_size": 2**22,
+}
+"""Beyond any decoder there is: a manifest with more of it is damaged, or means harm."""
 
 
 def vision_encoder_spec(
@@ -276,10 +305,33 @@ def decoder_spec(
         )
         if in_place:
             past.append(TensorSpec(name=WRITE_INDICES, dtype="int64", shape=("batch",)))
-        inputs, outputs = _row_specs(index, shape, is_last=is_last, dtype=dtype)
+        inputs, outputs = _row_specs(index, layers, shape, is_last=is_last, dtype=dtype)
         prune_inputs = () if is_last else _prune_inputs(shape)
         contracts[opset] = ((*inputs, *past, *planes, *prune_inputs), (*present, *outputs))
     return _graph_spec(DECODER.format(index), contracts)
+
+
+def _attention_specs(
+    layers: range, shape: DecoderShape, dtype: DType, *, is_last: bool
+) -> list[TensorSpec]:
+    """Return rotary tables and masks of the kinds of layers that a segment holds."""
+    num_local = sum(layer in shape.local_layers for layer in layers)
+    has_global = num_local < len(layers)
+    tables, masks = [], []
+    # All segments but the last gather the decoder's own tables.
+    if has_global or not shape.has_local_rotary or not is_last:
+        tables += ["cos", "sin"]
+    if has_global:
+        masks.append("attention_mask")
+    if num_local:
+        tables += ["local_cos", "local_sin"] if shape.has_local_rotary else []
+        masks.append("local_attention_mask")
+    table = ("batch", "sequence", shape.head_dim // 2)
+    mask = ("batch", 1, "sequence", "total_sequence")
+    return [
+        *(TensorSpec(name=name, dtype=dtype, shape=table) for name in tables),
+        *(TensorSpec(name=name, dtype="bool", shape=mask) for name in masks),
+    ]
 
 
 def cache_names(prefix: str, layers: range) -> list[str]:
@@ -288,18 +340,15 @@ def cache_names(prefix: str, layers: range) -> list[str]:
 
 
 def _row_specs(
-    index: int, shape: DecoderShape, *, is_last: bool, dtype: DType
+    index: int, layers: range, shape: DecoderShape, *, is_last: bool, dtype: DType
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Return the inputs and outputs of a segment that follow its rows: no caches, no pruning."""
     rows, kept = ("batch", "sequence"), ("batch", "kept")
     width, half = shape.hidden_size, shape.head_dim // 2
-    mask = ("batch", 1, "sequence", "total_sequence")
     entry = "inputs_embeds" if index == 0 else "hidden_states"
     inputs = (
         TensorSpec(name=entry, dtype=dtype, shape=(*rows, width)),
-        TensorSpec(name="cos", dtype=dtype, shape=(*rows, half)),
-        TensorSpec(name="sin", dtype=dtype, shape=(*rows, half)),
-        TensorSpec(name="attention_mask", dtype="bool", shape=mask),
+        *_attention_specs(layers, shape, dtype, is_last=is_last),
     )
     if is_last:
         logits = ("batch", 1, shape.vocab_size)

@@ -45,6 +45,36 @@ class Rotary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     is_interleaved: bool = False
 
 
+PromptAttention = Literal["causal", "prefix", "images"]
+"""Which rows of a prompt see which; see ``feather_edge.runtime.masks``."""
+
+
+class PromptForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a chat template does not say of a prompt.
+
+    Attributes:
+        image_mark: what the template writes for a picture; None for the image placeholder.
+        without_template: how a text becomes a prompt in a model without a template. ``lines``: a
+            line for each picture, then the text. ``prefix``: all pictures, the start token, the
+            text, a newline, and no other special token.
+    """
+
+    image_mark: str | None = None
+    without_template: Literal["lines", "prefix"] = "lines"
+
+
+class LocalAttention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The decoder's local layers, which ``DecoderShape`` lists.
+
+    Attributes:
+        window: positions that a row sees, its own and those before it.
+        rotary: their rotary embedding; None for the decoder's.
+    """
+
+    window: int
+    rotary: Rotary | None = None
+
+
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Size and hash of one file of a bundle."""
 
@@ -63,6 +93,10 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         recipe: the effective recipe, nothing left out that the export decided.
         decoder: sizes of the decoder.
         rotary: its rotary embedding.
+        local_attention: of its local layers, if it has any.
+        prompt_attention: which rows of a prompt see which.
+        embedding_scale: what embeddings of text are multiplied by.
+        prompt: what the chat template does not say.
         max_positions: longest sequence the model was made for.
         eos_token_ids: any of these ends an answer.
         max_new_tokens: the checkpoint's own limit on an answer, if it names one.
@@ -89,6 +123,10 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     graphs: tuple[GraphSpec, ...]
     files: dict[str, FileRecord]
     sha256: str
+    local_attention: LocalAttention | None = None
+    prompt_attention: PromptAttention = "causal"
+    embedding_scale: float = 1.0
+    prompt: PromptForm = PromptForm()
     taken_over: PackedFormat | None = None
     kept_higher: dict[str, float] = msgspec.field(default_factory=dict)
 

@@ -63,6 +63,15 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "image_mean": _HALF,
         "image_std": _HALF,
     },
+    "Gemma3ImageProcessor": {
+        **_COMMON_DEFAULTS,
+        "resample": 2,
+        "size": {"height": 224, "width": 224},
+        "do_center_crop": False,
+        "do_pan_and_scan": False,
+        "image_mean": _HALF,
+        "image_std": _HALF,
+    },
     "LlavaNextImageProcessor": _CLIP_DEFAULTS,
     "LlavaOnevisionImageProcessor": {
         **_COMMON_DEFAULTS,
@@ -81,7 +90,12 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-WHOLE_IMAGE = ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor")
+WHOLE_IMAGE = (
+    "CLIPImageProcessor",
+    "Gemma3ImageProcessor",
+    "LlavaImageProcessor",
+    "SiglipImageProcessor",
+)
 """Processors that make one array of one image."""
 
 
@@ -181,6 +195,11 @@ def preprocess_config(
     has_padding = bool(settings["do_pad"]) and kind in WHOLE_IMAGE
     if has_padding and kind != "LlavaImageProcessor":
         raise UnsupportedModelError(f"image preprocessing: do_pad of {kind} is not supported")
+    if settings.get("do_pan_and_scan"):
+        raise UnsupportedModelError(
+            "image preprocessing: do_pan_and_scan is not supported; set it to false in the "
+            "preprocessor config, as it is in published checkpoints"
+        )
     mean = _channels(settings, "image_mean") if settings["do_normalize"] else None
     shortest_edge, resize_to = _resize_target(settings) if settings["do_resize"] else (None, None)
     config = PreprocessConfig(

@@ -10,11 +10,23 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from feather_edge.checkpoint.fields import ConfigFields, check_model_type, config_part
+from feather_edge.checkpoint.gemma_config import (
+    GEMMA_DEFAULTS,
+    LocalAttention,
+    gemma_activation,
+    gemma_facts,
+    gemma_rope,
+)
 from feather_edge.errors import CheckpointError, UnsupportedModelError
 
 PlainTextModelType = Literal["llama", "mistral", "qwen2", "qwen3"]
 """Text models of their own, which many families have."""
-TextModelType = PlainTextModelType | Literal["qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"]
+TextModelType = (
+    PlainTextModelType
+    | Literal[
+        "gemma", "gemma2", "gemma3_text", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"
+    ]
+)
 RopeType = Literal["linear", "llama3"]
 
 _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -73,6 +85,7 @@ _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
         "sliding_window": 4096,
         "max_window_layers": 28,
     },
+    **GEMMA_DEFAULTS,
 }
 
 _QWEN2_VL_DEFAULTS: dict[str, Any] = {
@@ -150,6 +163,13 @@ class TextConfig:
         max_positions: positions a prompt and its answer may use: max_position_embeddings, or the
             sliding window if it is smaller, because within it a sliding window has no effect.
         rope_scaling: None for plain rotary embeddings.
+        has_unit_offset: norm weights are stored as what is added to 1.
+        has_post_norms: attention and MLP are normalised before they are added, too.
+        attention_scale: of the product of query and key; None for 1 / sqrt(head_dim).
+        attention_softcap: c, where c tanh(x / c) bounds the scaled products; None for no bound.
+        logits_softcap: likewise for the logits.
+        embedding_scale: what embeddings of text are multiplied by; visual tokens are not.
+        local: layers that see a window only; None where all see everything.
         mrope: None where a row has one position.
     """
 
@@ -172,6 +192,22 @@ class TextConfig:
     has_qk_norm: bool
     tie_word_embeddings: bool
     max_positions: int
+    has_unit_offset: bool = False
+    has_post_norms: bool = False
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logits_softcap: float | None = None
+    embedding_scale: float = 1.0
+    local: LocalAttention | None = None
+
+    @property
+    def score_scale(self) -> float:
+        """What the product of query and key is multiplied by."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+    def is_local(self, layer: int) -> bool:
+        """Whether a layer sees a window only."""
+        return self.local is not None and layer in self.local.layers
 
 
 def text_config(
@@ -181,14 +217,15 @@ def text_config(
 
     Args:
         raw: config.json of the whole VLM; its text_config holds the decoder.
-        supported: model types that the family may have.
+        supported: model types that the family may have; the first is what it means where no name
+            is given.
 
     Raises:
         CheckpointError: a value is no sensible one.
         UnsupportedModelError: the model_type or the rotary scaling is not supported.
     """
     part = config_part(raw, "text_config")
-    model_type: TextModelType = part.get("model_type", "llama")
+    model_type: TextModelType = part.get("model_type", supported[0])
     check_model_type("text_config", model_type, supported)
     fields = ConfigFields("text_config", part, _TEXT_DEFAULTS[model_type])
     num_attention_heads = fields.size("num_attention_heads")
@@ -200,10 +237,14 @@ def text_config(
         )
     hidden_size = fields.size("hidden_size")
     head_dim = _head_dim(fields, hidden_size, num_attention_heads)
+    is_gemma = model_type in GEMMA_DEFAULTS
     # Only these read the flag; Qwen2's always have q, k and v biases, mistral has none.
-    reads_flag = model_type in {"llama", "qwen3", "qwen3_vl_text"}
+    reads_flag = model_type in {"llama", "qwen3", "qwen3_vl_text"} or is_gemma
     is_flagged = reads_flag and bool(fields.get("attention_bias"))
     tied = raw.get("tie_word_embeddings") or part.get("tie_word_embeddings")
+    if is_gemma:  # tied unless the file says otherwise
+        tied = raw.get("tie_word_embeddings", fields.get("tie_word_embeddings"))
+    rope = gemma_rope(model_type, part)
     return TextConfig(
         model_type=model_type,
         vocab_size=fields.size("vocab_size"),
@@ -214,16 +255,17 @@ def text_config(
         num_key_value_heads=num_key_value_heads,
         head_dim=head_dim,
         rms_norm_eps=fields.positive("rms_norm_eps"),
-        hidden_act=fields.text("hidden_act"),
-        rope_theta=_rope_theta(part, fields),
-        rope_scaling=_rope_scaling(part, fields),
+        hidden_act=gemma_activation(model_type, fields) if is_gemma else fields.text("hidden_act"),
+        rope_theta=_rope_theta(rope, fields),
+        rope_scaling=_rope_scaling(rope, fields),
         mrope=_mrope(model_type, part, fields, head_dim),
         attention_bias=is_flagged or model_type.startswith("qwen2"),
         output_bias=is_flagged,
         mlp_bias=model_type == "llama" and bool(fields.get("mlp_bias")),
-        has_qk_norm=model_type.startswith("qwen3"),
+        has_qk_norm=model_type.startswith(("qwen3", "gemma3")),
         tie_word_embeddings=bool(tied),
         max_positions=_max_positions(model_type, fields),
+        **gemma_facts(model_type, fields),
     )
 
 
@@ -315,7 +357,8 @@ def _mrope(
 
 def _max_positions(model_type: str, fields: ConfigFields) -> int:
     max_positions = fields.size("max_position_embeddings")
-    if model_type == "llama" or fields.get("sliding_window") is None:
+    # Gemma's windows are masks of single layers and limit nothing.
+    if model_type in {"llama", *GEMMA_DEFAULTS} or fields.get("sliding_window") is None:
         return max_positions
     if model_type.startswith("qwen") and not _has_sliding_layers(fields):
         return max_positions

@@ -1,14 +1,17 @@
-"""The CLIP or SigLIP tower of a VLM, as the vision_config of its config.json describes it."""
+"""The vision tower of a VLM, CLIP or SigLIP or one like it, as its vision_config describes it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from feather_edge.checkpoint.fields import ConfigFields, check_model_type, config_part
 from feather_edge.errors import CheckpointError
 
-VisionModelType = Literal["clip_vision_model", "siglip_vision_model"]
+VisionModelType = Literal["clip_vision_model", "siglip_vision_model", "idefics3_vision"]
+
+PLAIN_TOWERS: tuple[VisionModelType, ...] = ("clip_vision_model", "siglip_vision_model")
+"""Towers of their own, which many families have."""
 
 _VISION_DEFAULTS: dict[str, dict[str, Any]] = {
     "clip_vision_model": {
@@ -33,6 +36,24 @@ _VISION_DEFAULTS: dict[str, dict[str, Any]] = {
         "hidden_act": "gelu_pytorch_tanh",
         "layer_norm_eps": 1e-6,
     },
+    "idefics3_vision": {
+        "hidden_size": 1152,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 16,
+        "num_channels": 3,
+        "image_size": 224,
+        "patch_size": 32,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    },
+}
+
+# What checkpoints call a tower; those of Idefics3 and SmolVLM were saved under several names.
+_OTHER_NAMES: dict[str, VisionModelType] = {
+    "idefics3": "idefics3_vision",
+    "smolvlm": "idefics3_vision",
+    "smolvlm_vision": "idefics3_vision",
 }
 
 # What LlavaConfig means when it has no vision_config at all: CLIP ViT-L/14 at 336 pixels.
@@ -77,24 +98,30 @@ class VisionConfig(TowerShape):
 def is_known_tower(raw: dict[str, Any]) -> bool:
     """Return whether ``vision_config`` reads the tower that a VLM's config.json names."""
     part = config_part(raw, "vision_config")
-    return part.get("model_type", "clip_vision_model") in get_args(VisionModelType)
+    return part.get("model_type", "clip_vision_model") in PLAIN_TOWERS
 
 
-def vision_config(raw: dict[str, Any]) -> VisionConfig:
+def vision_config(
+    raw: dict[str, Any],
+    *,
+    supported: tuple[VisionModelType, ...] = PLAIN_TOWERS,
+) -> VisionConfig:
     """Return the vision encoder's config.
 
     Args:
         raw: config.json of the whole VLM; its vision_config holds the vision encoder.
+        supported: what the family takes; the first is what it means where no name is given.
 
     Raises:
         CheckpointError: a value is no sensible one.
         UnsupportedModelError: the model_type is not supported, or images are not square.
     """
-    part = config_part(raw, "vision_config") if raw.get("vision_config") is not None else {}
-    if raw.get("vision_config") is None:
+    part = config_part(raw, "vision_config")
+    if raw.get("vision_config") is None and supported[0] == "clip_vision_model":
         part = _LLAVA_VISION_DEFAULTS
-    model_type: VisionModelType = part.get("model_type", "clip_vision_model")
-    check_model_type("vision_config", model_type, get_args(VisionModelType))
+    named = part.get("model_type", supported[0])
+    model_type: VisionModelType = _OTHER_NAMES.get(named, named)
+    check_model_type("vision_config", model_type, supported)
     fields = ConfigFields("vision_config", part, _VISION_DEFAULTS[model_type])
     config = VisionConfig(
         model_type=model_type,

@@ -162,6 +162,7 @@ class GraphBuilder:
         name: str | None = None,
         transpose: bool = False,
         dtype: DType | None = None,
+        offset: float = 0.0,
     ) -> ir.Value:
         """Return a weight: checkpoint tensors joined along their first axis, then transposed.
 
@@ -172,6 +173,7 @@ class GraphBuilder:
             name: name in the graph; defaults to the first source's.
             transpose: store ``[out, in]`` as ``[in, out]``, which MatMul wants.
             dtype: defaults to the graph's.
+            offset: added to every element, in float32.
         """
         views = [
             self.weights.tensor(source, shape=(first, *shape[1:]))
@@ -182,7 +184,10 @@ class GraphBuilder:
         graph_name = name or sources[0]
 
         def read() -> ir.TensorProtocol:
-            parts = [view.read().astype(target, copy=False) for view in views]
+            parts = [view.read() for view in views]
+            if offset:
+                parts = [part.astype(np.float32) + np.float32(offset) for part in parts]
+            parts = [part.astype(target, copy=False) for part in parts]
             array = parts[0] if len(parts) == 1 else np.concatenate(parts)
             return ir.Tensor(np.ascontiguousarray(array.T if transpose else array))
 

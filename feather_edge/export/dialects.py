@@ -63,8 +63,13 @@ class Dialect(Protocol):
         heads: tuple[int, int],
         head_dim: int,
         name: str,
+        scale: float | None = None,
+        softcap: float | None = None,
     ) -> ir.Value:
         """Attention of [B, H, S, Dh] to [B, Hkv, T, Dh], ``heads`` being (H, Hkv).
+
+        ``scale`` multiplies the products of query and key, None being 1 / sqrt(Dh); ``softcap``
+        then bounds them, before the mask.
 
         The mask [B, 1, S, T] is explicit: TensorRT refuses ``is_causal`` beside a mask, and a
         causal flag alone would need every runtime to agree on the offset of cached positions.
@@ -134,13 +139,33 @@ class Opset23(_GrownCache):
         value: ir.Value,
         mask: ir.Value | None,
         *,
-        heads: tuple[int, int],  # noqa: ARG002 - the operator reads them from the shapes
-        head_dim: int,  # noqa: ARG002
+        heads: tuple[int, int],
+        head_dim: int,
         name: str,
+        scale: float | None = None,
+        softcap: float | None = None,
     ) -> ir.Value:
-        """See ``Dialect``."""
+        """See ``Dialect``.
+
+        With a softcap in single operators: as opset 23 words it the operator bounds what is
+        masked, too, so masked rows would keep a little weight, and runtimes differ about it.
+        """
+        if softcap is not None:
+            return _DECOMPOSED.attention(
+                g,
+                query,
+                key,
+                value,
+                mask,
+                heads=heads,
+                head_dim=head_dim,
+                name=name,
+                scale=scale,
+                softcap=softcap,
+            )
+        attributes = {} if scale is None else {"scale": scale}
         masks = [] if mask is None else [mask]
-        return g.op("Attention", query, key, value, *masks, name=name)
+        return g.op("Attention", query, key, value, *masks, name=name, **attributes)
 
     def packed_attention(
         self,
@@ -176,10 +201,9 @@ class Opset24(Opset23):
         it. ``Attention`` has an input for this, which TensorRT's parser drops without an error.
         """
         present = g.op("TensorScatter", past, new, g.inputs[WRITE_INDICES], name=name, axis=2)
-        num_seen = g.once(
-            "num_seen",
-            lambda: g.op("Shape", g.inputs["attention_mask"], name="num_seen", start=3, end=4),
-        )
+        masks = ("attention_mask", "local_attention_mask")  # a segment has one of them, or both
+        mask = next(g.inputs[name] for name in masks if name in g.inputs)
+        num_seen = g.once("num_seen", lambda: g.op("Shape", mask, name="num_seen", start=3, end=4))
         bounds = (g.ints(0), num_seen, g.ints(2))
         return present, g.op("Slice", present, *bounds, name=f"{name}_seen")  # [B, Hkv, T, Dh]
 
@@ -231,6 +255,8 @@ class Opset18(_GrownCache):
         heads: tuple[int, int],
         head_dim: int,
         name: str,
+        scale: float | None = None,
+        softcap: float | None = None,
     ) -> ir.Value:
         """See ``Dialect``. Groups get an axis of their own, so keys are never repeated."""
         num_heads, num_kv_heads = heads
@@ -242,7 +268,10 @@ class Opset18(_GrownCache):
             values = g.op("Unsqueeze", value, g.ints(2), name="values")
             visible = None if mask is None else g.unsqueeze_once(mask, 1)  # [B, 1, 1, S, T]
             columns = g.op("Transpose", keys, name="key_columns", perm=[0, 1, 2, 4, 3])
-            attended = self._attend(g, grouped, columns, values, visible, head_dim=head_dim)
+            scale = head_dim**-0.5 if scale is None else scale
+            attended = self._attend(
+                g, grouped, columns, values, visible, scale=scale, softcap=softcap
+            )
             return g.op("Reshape", attended, g.ints(0, num_heads, -1, head_dim), name="heads")
 
     def packed_attention(
@@ -264,7 +293,7 @@ class Opset18(_GrownCache):
                 unpacked.append(g.op("Transpose", by_head, name=part, perm=[0, 2, 1, 3]))
             queries, keys, values = unpacked
             columns = g.op("Transpose", keys, name="key_columns", perm=[0, 1, 3, 2])
-            attended = self._attend(g, queries, columns, values, None, head_dim=head_dim)
+            attended = self._attend(g, queries, columns, values, None, scale=head_dim**-0.5)
             rows_first = g.op("Transpose", attended, name="rows_first", perm=[0, 2, 1, 3])
             return g.op("Reshape", rows_first, g.ints(0, 0, num_heads * head_dim), name="pack")
 
@@ -276,10 +305,13 @@ class Opset18(_GrownCache):
         value: ir.Value,
         visible: ir.Value | None,
         *,
-        head_dim: int,
+        scale: float,
+        softcap: float | None = None,
     ) -> ir.Value:
-        scaled = g.op("Mul", query, g.scalar("attention_scale", head_dim**-0.5), name="scaled")
+        scaled = g.op("Mul", query, g.scalar("attention_scale", scale), name="scaled")
         logits = g.op("MatMul", scaled, columns, name="logits")
+        if softcap is not None:
+            logits = bounded(g, logits, g.scalar("attention_softcap", softcap), name="softcap")
         if visible is not None:
             lowest = g.scalar("masked_logit", float(np.finfo(np.dtype(g.dtype)).min) / 2)
             logits = g.op("Where", visible, logits, lowest, name="mask")
@@ -302,5 +334,14 @@ class Opset18(_GrownCache):
             half = g.op("Mul", x, g.scalar("half", 0.5), name="half")
             return g.op("Mul", half, lifted, name="gelu")
 
+
+def bounded(g: GraphBuilder, x: ir.Value, cap: ir.Value, *, name: str) -> ir.Value:
+    """Write cap * tanh(x / cap), which bounds ``x`` smoothly."""
+    with g.scope(name):
+        curve = g.op("Tanh", g.op("Div", x, cap, name="divide"), name="tanh")
+        return g.op("Mul", curve, cap, name="bounded")
+
+
+_DECOMPOSED = Opset18()
 
 DIALECTS: dict[int, Dialect] = {24: Opset24(), 23: Opset23(), 18: Opset18()}

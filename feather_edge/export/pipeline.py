@@ -19,7 +19,7 @@ from feather_edge.export.precision import BundlePrecision, bundle_precision
 from feather_edge.export.segment import write_segment
 from feather_edge.export.writer import GraphWriter, Progress
 from feather_edge.graphs import OPSETS, DecoderShape, decoder_spec
-from feather_edge.manifest import FORMAT_VERSION, BundleManifest, Rotary
+from feather_edge.manifest import FORMAT_VERSION, BundleManifest, LocalAttention, Rotary
 from feather_edge.pruning.schedule import PruningSchedule
 from feather_edge.recipes.precision import beyond_opset_18, effective_precision, is_dynamic
 from feather_edge.runtime.prompt import PROMPT_FILES, PromptFormatter
@@ -152,6 +152,8 @@ def decoder_shape(text: TextConfig) -> DecoderShape:
         num_key_value_heads=text.num_key_value_heads,
         head_dim=text.head_dim,
         vocab_size=text.vocab_size,
+        local_layers=() if text.local is None else text.local.layers,
+        has_local_rotary=text.local is not None and text.local.rope_theta is not None,
     )
 
 
@@ -163,7 +165,9 @@ def _manifest(
     specs: list[GraphSpec],
 ) -> BundleManifest:
     text = model.text
-    prompt = PromptFormatter.open(source.path, image_token_id=model.image.token_id)
+    prompt = PromptFormatter.open(
+        source.path, image_token_id=model.image.token_id, form=model.prompt
+    )
     max_new_tokens = source.generation_config.get("max_new_tokens")
     return BundleManifest(
         format_version=FORMAT_VERSION,
@@ -182,8 +186,20 @@ def _manifest(
         image=model.image,
         graphs=tuple(specs),
         files={},
+        local_attention=_local_attention(text),
+        prompt_attention=model.prompt_attention,
+        embedding_scale=text.embedding_scale,
+        prompt=model.prompt,
         sha256="",
     )
+
+
+def _local_attention(text: TextConfig) -> LocalAttention | None:
+    if text.local is None:
+        return None
+    theta = text.local.rope_theta
+    rotary = None if theta is None else Rotary(head_dim=text.head_dim, theta=theta)
+    return LocalAttention(window=text.local.window, rotary=rotary)
 
 
 def _rotary(text: TextConfig) -> Rotary:

@@ -104,7 +104,7 @@ def resize_to(image: Image.Image, size: tuple[int, int], resample: Resample) -> 
     """Resize to ``size`` (width, height) in RGB; transparency is blended onto white."""
     from PIL import Image
 
-    return _to_rgb(image).resize(size, Image.Resampling[resample.upper()])
+    return to_rgb(image).resize(size, Image.Resampling[resample.upper()])
 
 
 def model_view(image: Image.Image, config: PreprocessConfig) -> Image.Image:
@@ -142,14 +142,15 @@ def view_geometry(size: tuple[int, int], config: PreprocessConfig) -> ViewGeomet
 
 def _geometry(image: Image.Image, config: PreprocessConfig) -> np.ndarray:
     """Pad, resize and crop: [height, width, 3] uint8."""
-    image = _to_rgb(image)
+    image = to_rgb(image)
     if config.pad_color is not None:
         image = _pad_to_square(image, config.pad_color)
     pixels = np.asarray(_resize(image, config))
     return pixels if config.crop_to is None else _center_crop(pixels, config.crop_to)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return the image in RGB, transparency blended onto white, as transformers does it."""
     from PIL import Image
 
     if "A" in image.getbands() or image.info.get("transparency") is not None:
@@ -163,7 +164,7 @@ def _pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Ima
     from PIL import Image
 
     side = max(image.size)
-    _check_pixels("image padded to a square", (side, side))
+    check_pixels("image padded to a square", (side, side))
     square = Image.new("RGB", (side, side), color)
     square.paste(image, _pad_offset(image.size))
     return square
@@ -192,7 +193,7 @@ def _resized_size(size: tuple[int, int], config: PreprocessConfig) -> tuple[int,
     longest_edge = int(shortest_edge * max(size) / min(size))
     is_upright = size[0] <= size[1]
     resized = (shortest_edge, longest_edge) if is_upright else (longest_edge, shortest_edge)
-    _check_pixels(f"image of {size[0]} x {size[1]} pixels, resized for the model,", resized)
+    check_pixels(f"image of {size[0]} x {size[1]} pixels, resized for the model,", resized)
     return resized
 
 
@@ -219,7 +220,7 @@ def _crop_start(extent: int, size: int) -> int:
 def _upright_rgb(subject: str, image: Image.Image) -> Image.Image:
     from PIL import ImageOps
 
-    _check_pixels(subject, image.size)
+    check_pixels(subject, image.size)
     return ImageOps.exif_transpose(image).convert("RGB")
 
 
@@ -231,7 +232,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
             f"image array has shape {list(array.shape)} and dtype {array.dtype}; it must be "
             "[height, width, 3] of uint8, in RGB order"
         )
-    _check_pixels("image array", (array.shape[1], array.shape[0]))
+    check_pixels("image array", (array.shape[1], array.shape[0]))
     return Image.fromarray(np.ascontiguousarray(array))
 
 
@@ -246,7 +247,12 @@ def _stream(source: object) -> Any:
     )
 
 
-def _check_pixels(subject: str, size: tuple[int, int]) -> None:
+def check_pixels(subject: str, size: tuple[int, int]) -> None:
+    """Refuse what has more than `MAX_PIXELS` pixels.
+
+    Raises:
+        RequestError: naming ``subject`` and its ``size`` (width, height).
+    """
     if size[0] * size[1] > MAX_PIXELS:
         raise RequestError(_too_large(subject, f"{size[0]} x {size[1]} pixels"))
 

@@ -32,11 +32,14 @@ class RasterImages(
         token_id: of the image placeholder.
         grid: (height, width) of the raster, in visual tokens.
         preprocess: from the picture to the pixels of the vision encoder.
+        text_before: what the prompt has before a picture's visual tokens, and ``text_after``.
     """
 
     token_id: int
     grid: tuple[int, int]
     preprocess: PreprocessConfig
+    text_before: str = ""
+    text_after: str = ""
 
     @property
     def typical_grids(self) -> tuple[tuple[int, int], ...]:
@@ -55,9 +58,10 @@ class RasterImages(
             RequestError: if a picture cannot be resized as the model wants it.
         """
         height, width = self.grid
+        pieces = (self.text_before, height * width, self.text_after)
         return PreparedImages(
             calls=({"pixel_values": preprocess(pictures, self.preprocess)},) if pictures else (),
-            prompt_pieces=((height * width,),) * len(pictures),
+            prompt_pieces=(tuple(piece for piece in pieces if piece),) * len(pictures),
             rasters=tuple(
                 whole_raster(picture.size, self.grid, self.preprocess, image=number)
                 for number, picture in enumerate(pictures, 1)

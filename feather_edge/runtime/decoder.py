@@ -16,14 +16,15 @@ from feather_edge.graphs import DEEPSTACK_EMBEDS
 from feather_edge.pruning.criteria import criterion
 from feather_edge.pruning.scores import score_mask
 from feather_edge.runtime.kv_cache import segment_cache
+from feather_edge.runtime.masks import prompt_mask, step_mask
 from feather_edge.runtime.rotary import prompt_coordinates, rotary_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from feather_edge.manifest import BundleManifest
+    from feather_edge.manifest import BundleManifest, Rotary
     from feather_edge.pruning.layout import Layout
     from feather_edge.pruning.plan import StagePlan
     from feather_edge.pruning.request import Pruning
@@ -89,6 +90,7 @@ class DecoderChain:
         self._caches = [
             segment_cache(graph, backend, max_new_tokens=max_new_tokens) for graph in graphs
         ]
+        self._slots = [np.empty(0, np.int64) for _ in schedule.segments]
         self.next_position = 0
         self._planes: dict[str, Tensor] = {}
 
@@ -134,13 +136,13 @@ class DecoderChain:
         hidden = self._upload(embed[None, None])
         for index in range(len(self._schedule.stages)):
             inputs = {
-                **self._segment_inputs(index, hidden, cos, sin, num_rows=1),
+                **self._segment_inputs(index, hidden, cos, sin),
                 **self._one_row_passes,
             }
             outputs = self._run(index, inputs, num_rows=1)
             hidden = outputs["kept_hidden_states"]
         last = len(self._graphs) - 1
-        inputs = self._segment_inputs(last, hidden, cos, sin, num_rows=1)
+        inputs = self._segment_inputs(last, hidden, cos, sin)
         self.next_position += 1
         return self._logits(self._run(last, inputs, num_rows=1))
 
@@ -162,8 +164,8 @@ class DecoderChain:
         change = 0 if plan is None else plan.quota_change(layout)
         self._check_room(index, num_leaving, self._graphs[index].limits.max_kept, change)
         inputs = {
-            **self._segment_inputs(index, rows.hidden, rows.cos, rows.sin, num_rows=num_rows),
-            **self._plan_inputs(plan, layout, num_kept=num_leaving),
+            **self._segment_inputs(index, rows.hidden, rows.cos, rows.sin, layout),
+            **self._plan_inputs(index, plan, layout, num_kept=num_leaving),
         }
         outputs = self._run(index, inputs, num_rows=num_rows)
         scores = None if plan is None else self._scores(index, outputs, plan)
@@ -202,11 +204,11 @@ class DecoderChain:
 
     def _last_segment(self, rows: _Rows) -> NDArray[np.float32]:
         last, num_rows = len(self._graphs) - 1, rows.layout.num_rows
-        inputs = self._segment_inputs(last, rows.hidden, rows.cos, rows.sin, num_rows=num_rows)
+        inputs = self._segment_inputs(last, rows.hidden, rows.cos, rows.sin, rows.layout)
         return self._logits(self._run(last, inputs, num_rows=num_rows))
 
     def _plan_inputs(
-        self, plan: StagePlan | None, layout: Layout, *, num_kept: int
+        self, index: int, plan: StagePlan | None, layout: Layout, *, num_kept: int
     ) -> dict[str, Tensor]:
         """Return the prune inputs of a stage; without a plan every row passes."""
         if plan is None:
@@ -215,7 +217,7 @@ class DecoderChain:
             return self._prune_inputs(zeros, zeros, *identity, num_kept=num_kept)
         if plan.score_rotation == "rotary":
             coordinates = self._coordinates(layout)[:, layout.positions]
-            cos, sin = rotary_tables(self._manifest.rotary, coordinates)
+            cos, sin = rotary_tables(self._score_rotary(index), coordinates)
             tables = (cos[None], sin[None])
         else:
             tables = self._identity_tables(layout.num_rows)
@@ -242,17 +244,29 @@ class DecoderChain:
         }
 
     def _segment_inputs(
-        self, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, *, num_rows: int
+        self, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, layout: Layout | None = None
     ) -> dict[str, Tensor]:
-        cache = self._caches[index]
-        cache_inputs = cache.inputs(num_rows)
-        # Row i sits in slot length + i and sees every slot up to its own.
-        mask = np.tril(np.ones((num_rows, cache.num_seen(num_rows)), np.bool_), cache.length)
+        """Return the inputs of a segment: for the rows of ``layout``, or for a decode step's."""
+        positions = np.array([self.next_position]) if layout is None else layout.positions
+        self._slots[index] = np.concatenate([self._slots[index], positions])
+        cache_inputs = self._caches[index].inputs(len(positions))
+        available: dict[str, Callable[[], Tensor]] = {
+            "cos": lambda: cos,
+            "sin": lambda: sin,
+            "attention_mask": lambda: self._mask(index, layout, None),
+        }
+        local = self._manifest.local_attention
+        if local is not None:
+            local_cos, local_sin = rotary_tables(local.rotary or self._manifest.rotary, positions)
+            available |= {
+                "local_cos": lambda: self._upload(local_cos[None]),
+                "local_sin": lambda: self._upload(local_sin[None]),
+                "local_attention_mask": lambda: self._mask(index, layout, local.window),
+            }
+        names = [tensor.name for tensor in self._graphs[index].spec.inputs]
         return {
             "inputs_embeds" if index == 0 else "hidden_states": hidden,
-            "cos": cos,
-            "sin": sin,
-            "attention_mask": self._backend.upload(mask[None, None]),
+            **{name: available[name]() for name in names if name in available},
             **cache_inputs,
             **(self._planes if index == 0 else {}),
         }
@@ -263,6 +277,26 @@ class DecoderChain:
             DEEPSTACK_EMBEDS.format(number): self._upload(plane[None])
             for number, plane in enumerate(planes)
         }
+
+    def _mask(self, index: int, layout: Layout | None, window: int | None) -> Tensor:
+        """Return the mask [1, 1, S, T] of a segment's layers with or without a window."""
+        if layout is None:
+            mask = step_mask(self.next_position, self._slots[index], window=window)
+        else:
+            mask = prompt_mask(layout, self._manifest.prompt_attention, window=window)
+        num_rows, num_slots = mask.shape
+        # A cache in place may show slots that hold nothing yet.
+        num_empty = self._caches[index].num_seen(num_rows) - num_slots
+        mask = np.pad(mask, ((0, 0), (0, num_empty)))
+        return self._backend.upload(mask[None, None])
+
+    def _score_rotary(self, index: int) -> Rotary:
+        """Return the rotary embedding of the layer whose score a segment gives, its last."""
+        local, shape = self._manifest.local_attention, self._manifest.decoder
+        is_local = self._schedule.segments[index].last_layer in shape.local_layers
+        if local is None or local.rotary is None or not is_local:
+            return self._manifest.rotary
+        return local.rotary
 
     def _run(self, index: int, inputs: dict[str, Tensor], *, num_rows: int) -> dict[str, Tensor]:
         outputs = self._graphs[index].run(inputs)

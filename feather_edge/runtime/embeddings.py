@@ -20,11 +20,15 @@ __all__ = ["Embeddings"]
 
 
 class Embeddings:
-    """Rows [V, D] of a memory-mapped table, given in the decoder's type whatever the file's is."""
+    """Rows [V, D] of a memory-mapped table, given as the decoder takes them: its type, its scale.
 
-    def __init__(self, table: NDArray[Any], dtype: DType) -> None:
+    The type of the file may be narrower.
+    """
+
+    def __init__(self, table: NDArray[Any], dtype: DType, *, scale: float) -> None:
         self._table = table
         self._dtype = np.dtype(dtype)
+        self._scale = np.float32(scale)
 
     @classmethod
     def open(cls, bundle: Bundle) -> Embeddings:
@@ -41,8 +45,12 @@ class Embeddings:
                 f"{bundle.embed_tokens_file} must hold {EMBED_TOKENS_TENSOR} {list(shape)}; "
                 f"export the bundle again"
             )
-        return cls(view.read(), bundle.decoders[0].inputs[0].dtype)
+        dtype = bundle.decoders[0].inputs[0].dtype
+        return cls(view.read(), dtype, scale=bundle.manifest.embedding_scale)
 
     def __getitem__(self, token_ids: NDArray[np.int64] | int) -> NDArray[Any]:
         """Return [S, D] for ids [S], a copy to write into; [D] for one id."""
-        return self._table[token_ids].astype(self._dtype, copy=False)
+        rows = self._table[token_ids]
+        if self._scale != 1:
+            rows = rows * self._scale
+        return rows.astype(self._dtype, copy=False)

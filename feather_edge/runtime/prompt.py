@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from feather_edge.checkpoint.reader import read_json_object
 from feather_edge.errors import CheckpointError, RequestError
+from feather_edge.manifest import PromptForm
 from feather_edge.runtime.chat_template import ChatTemplate, Message
 from feather_edge.runtime.detokenizer import Detokenizer, StreamDecoder
 
@@ -76,6 +77,7 @@ class PromptFormatter:
         detokenizer: Detokenizer,
         image_token_id: int,
         eos_token_ids: tuple[int, ...],
+        form: PromptForm,
     ) -> None:
         self._tokenizer = tokenizer
         self._special_tokens = special_tokens
@@ -83,15 +85,20 @@ class PromptFormatter:
         self._detokenizer = detokenizer
         self._image_token_id = image_token_id
         self._image_token = str(tokenizer.id_to_token(image_token_id))
+        self._image_mark = form.image_mark or self._image_token
+        self._is_prefix = template is None and form.without_template == "prefix"
         self.eos_token_ids = eos_token_ids
 
     @classmethod
-    def open(cls, folder: Path, *, image_token_id: int) -> PromptFormatter:
+    def open(
+        cls, folder: Path, *, image_token_id: int, form: PromptForm | None = None
+    ) -> PromptFormatter:
         """Read the tokenizer, its settings and the chat template of a folder.
 
         Args:
             folder: holds tokenizer.json and whatever it has of `PROMPT_FILES`.
             image_token_id: id of the image placeholder.
+            form: what the chat template does not say; None for nothing.
 
         Raises:
             CheckpointError: a file is missing or damaged, or has no token of that id.
@@ -118,6 +125,7 @@ class PromptFormatter:
                 detokenizer=Detokenizer(tokenizer, has_clean_up=has_clean_up),
                 image_token_id=image_token_id,
                 eos_token_ids=_eos_token_ids(folder, tokenizer, special_tokens),
+                form=PromptForm() if form is None else form,
             )
 
     def encode(
@@ -137,12 +145,18 @@ class PromptFormatter:
         text = self._render(prompt, num_images=len(images))
         bos = self._special_tokens.get("bos_token")
         has_bos = self._template is not None and bos is not None and text.startswith(bos)
+        has_bos |= self._is_prefix
         expanded = self._expand(text, images)
         ids = self._tokenizer.encode(expanded, add_special_tokens=not has_bos).ids
         prompt_ids = np.array(ids, dtype=np.int64)
         return EncodedPrompt(
             prompt_ids=prompt_ids, is_image=prompt_ids == self._image_token_id, text=text
         )
+
+    def token(self, token_id: int) -> str | None:
+        """Return the text of one token, special or not; None if there is none of that id."""
+        token: str | None = self._tokenizer.id_to_token(token_id)
+        return token
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens left out."""
@@ -154,8 +168,11 @@ class PromptFormatter:
 
     def _render(self, prompt: str | Sequence[Message], *, num_images: int) -> str:
         if isinstance(prompt, str):
+            if self._is_prefix:
+                bos = self._special_tokens.get("bos_token", "")
+                return f"{self._image_mark * num_images}{bos}{prompt}\n"
             if self._template is None:
-                return f"{self._image_token}\n" * num_images + prompt
+                return f"{self._image_mark}\n" * num_images + prompt
             images: list[dict[str, Any]] = [{"type": "image"} for _ in range(num_images)]
             content = [*images, {"type": "text", "text": prompt}]
             messages: list[Message] = [{"role": "user", "content": content}]
@@ -170,12 +187,17 @@ class PromptFormatter:
 
     def _expand(self, text: str, images: Sequence[Sequence[str | int]]) -> str:
         """Put what stands for each image in the place of its placeholder."""
-        before, *after = text.split(self._image_token)
+        before, *after = text.split(self._image_mark)
         if len(after) != len(images):
             raise RequestError(
-                f"prompt has {len(after)} image placeholders ({self._image_token}) for "
+                f"prompt has {len(after)} image placeholders ({self._image_mark}) for "
                 f"{len(images)} images; the two must be equal: the chat template writes one per "
                 "image, so leave them out of your own text"
+            )
+        if self._image_mark != self._image_token and self._image_token in text:
+            raise RequestError(
+                f"prompt has {self._image_token} in its text, which stands for a visual token; "
+                f"pictures are marked by {self._image_mark}, so leave it out"
             )
         expanded = [before]
         for pieces, rest in zip(images, after, strict=True):

@@ -77,7 +77,8 @@ def overlapping_tokens(region: Region, raster: Raster) -> NDArray[np.int64]:
 def _overlap(start: float, end: float, num_tokens: int) -> range:
     """Return the tokens of one axis that overlap (start, end), in tokens."""
     first, beyond = math.floor(start + EPSILON), math.ceil(end - EPSILON)
-    return range(max(0, first), min(num_tokens, max(beyond, first + 1)))
+    # Of a region before the raster neither end may be negative: slices would count from the end.
+    return range(max(0, first), max(0, min(num_tokens, max(beyond, first + 1))))
 
 
 def _rows(

@@ -62,7 +62,9 @@ class Session:
         self.pruning = default_pruning(bundle)
         self.last_result: Result | None = None
         self._backend = backend
-        self._prompt = PromptFormatter.open(bundle.path, image_token_id=manifest.image.token_id)
+        self._prompt = PromptFormatter.open(
+            bundle.path, image_token_id=manifest.image.token_id, form=manifest.prompt
+        )
         vision, *decoders = (
             backend.open(bundle.path / graph.file, graph)
             for graph in (bundle.vision_encoder, *bundle.decoders)
@@ -251,6 +253,11 @@ class Session:
         shape = (len(spec.outputs), 0, self.bundle.manifest.decoder.hidden_size)
         parts = [np.empty(shape, spec.outputs[0].dtype)]
         for call in prepared.calls:
+            if call.keys() != {tensor.name for tensor in spec.inputs}:
+                raise BundleError(
+                    f"{spec.name} takes {', '.join(t.name for t in spec.inputs)}, but pictures "
+                    f"give {', '.join(call)}; export the bundle again"
+                )
             inputs = {
                 tensor.name: self._backend.upload(
                     np.ascontiguousarray(call[tensor.name], dtype=tensor.dtype)

@@ -267,6 +267,6 @@ def _prepare(
     manifest = pair.session.bundle.manifest
     prepared = manifest.image.prepare([load_image(image) for image in images])
     formatter = PromptFormatter.open(
-        pair.session.bundle.path, image_token_id=manifest.image.token_id
+        pair.session.bundle.path, image_token_id=manifest.image.token_id, form=manifest.prompt
     )
     return prepared, formatter.encode(prompt, images=prepared.prompt_pieces)

@@ -55,7 +55,6 @@ class TracingBackend(OnnxRuntimeBackend):
 
 class _TracedGraph(Graph):
     def __init__(self, backend: TracingBackend, graph: Graph) -> None:
-        self.spec, self.limits = graph.spec, graph.limits
         self._backend = backend
         self._graph = graph
         self.spec, self.limits = graph.spec, graph.limits

@@ -101,7 +101,7 @@ class ReferenceVlm:
             folder, dtype=torch.float32, attn_implementation="eager"
         ).eval()
         self.processor = self.load_processor(folder)
-        self.decoder = self.model.model.language_model
+        self.decoder = self.model.get_decoder()
 
     def load_processor(self, folder: Path) -> Any:
         """Return the checkpoint's own processor."""
@@ -160,6 +160,7 @@ class ReferenceVlm:
     ) -> ReferenceRun:
         """Prefill with pruning, then decode greedily; the end token is not part of the answer."""
         run = ReferenceRun()
+        self._slots: dict[int, torch.Tensor] = {}
         cache = transformers.DynamicCache()
         rows = self.embed(inputs)
         length = rows.hidden.shape[1]
@@ -225,12 +226,16 @@ class ReferenceVlm:
         """Return the rotary angles [n,Dh/2] of ``positions`` [n]."""
         return positions[:, None] * self.decoder.rotary_emb.inv_freq.double()
 
+    def visible(self, layer: int, positions: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """Return which slots [T], of the positions ``slots``, rows at ``positions`` [S] see."""
+        return slots[None, :] <= positions[:, None]
+
     def _layer(
         self, layer: int, hidden: torch.Tensor, positions: torch.Tensor, cache: Any
     ) -> torch.Tensor:
-        past = cache.get_seq_length(layer)
-        slots = torch.arange(past + hidden.shape[1])
-        visible = slots[None, :] <= slots[past:, None]
+        slots = torch.cat([self._slots.pop(layer, positions[0, :0]), positions[0]])
+        self._slots[layer] = slots
+        visible = self.visible(layer, positions[0], slots)
         mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min)[None, None]
         output = self.decoder.layers[layer](
             hidden,
@@ -286,7 +291,9 @@ class ReferenceVlm:
         domain = torch.arange(len(rows.visual))
         if method not in {"fastv-full", "pyramiddrop"}:
             domain = domain[rows.visual >= 0]
-        logits = (key[:, domain] @ query[:, -1, :, None])[..., 0] / math.sqrt(attention.head_dim)
+        logits = (key[:, domain] @ query[:, -1, :, None])[..., 0] * attention.scaling
+        if cap := getattr(attention, "attn_logit_softcapping", None):
+            logits = cap * (logits / cap).tanh()
         scores = torch.zeros(len(rows.visual))
         scores[domain] = logits.softmax(dim=-1).mean(dim=0)
         return scores

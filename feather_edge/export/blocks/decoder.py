@@ -1,4 +1,4 @@
-"""The decoder segment of Llama and its relatives (Mistral, Qwen2, Qwen3): layers, score, head.
+"""The decoder segment of Llama and its relatives, down to Gemma: layers, score, head.
 
 Letters as in ``feather_edge.graphs``: B, S, T, D, H query heads, Hkv, Dh, F width of the MLP.
 About 22 nodes a layer: norm, qkv, split, two rotations, two cache updates, attention, output, and
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from feather_edge.export.dialects import bounded
 from feather_edge.export.operators import activation, linear
 
 if TYPE_CHECKING:
@@ -42,10 +43,9 @@ def decoder_layer(g: GraphBuilder, hidden: ir.Value, layer: int, text: TextConfi
     prefix = f"text.layers.{layer}"
     with g.scope(f"layers.{layer}"):
         with g.scope("self_attn"):
-            norm_weight = g.weight(f"{prefix}.input_layernorm.weight", shape=(text.hidden_size,))
-            normed = g.dialect.rms_norm(g, hidden, norm_weight, eps=text.rms_norm_eps, name="norm")
+            normed = _norm(g, hidden, f"{prefix}.input_layernorm", text, name="norm")
             query, key, value = _project_qkv(g, normed, f"{prefix}.self_attn", text)
-            cos, sin = g.inputs["cos"], g.inputs["sin"]
+            mask, cos, sin = _attention_inputs(g, layer, text)
             present_key, seen_keys = g.dialect.update_cache(
                 g,
                 g.inputs[f"past_key_values.{layer}.key"],
@@ -60,10 +60,12 @@ def decoder_layer(g: GraphBuilder, hidden: ir.Value, layer: int, text: TextConfi
                 g.dialect.rotary(g, query, cos, sin, name="rotary_query"),
                 seen_keys,
                 seen_values,
-                g.inputs["attention_mask"],
+                mask,
                 heads=(text.num_attention_heads, text.num_key_value_heads),
                 head_dim=text.head_dim,
                 name="attention",
+                scale=text.attention_scale,
+                softcap=text.attention_softcap,
             )  # [B, H, S, Dh]
             merged = _merge_heads(g, attended, text)
             output = linear(
@@ -75,6 +77,9 @@ def decoder_layer(g: GraphBuilder, hidden: ir.Value, layer: int, text: TextConfi
                 has_bias=text.output_bias,
                 name="o_proj",
             )
+            if text.has_post_norms:
+                after = f"{prefix}.post_attention_layernorm"
+                output = _norm(g, output, after, text, name="post_norm")
             hidden = g.op("Add", hidden, output, name="residual")
         hidden = _gated_mlp(g, hidden, prefix, text)
     return LayerOutput(
@@ -115,8 +120,11 @@ def attention_score(g: GraphBuilder, query: ir.Value, key: ir.Value, text: TextC
         # coarse for a ranking, and has none for Turing. For one query row it costs the same.
         products = g.op("Mul", grouped, keys, name="products")  # [B, Hkv, G, S, Dh]
         dot = g.op("ReduceSum", products, g.ints(-1), name="dot", keepdims=0)
-        scale = g.constant("score_scale", np.array(text.head_dim**-0.5, np.float32))
+        scale = g.constant("score_scale", np.array(text.score_scale, np.float32))
         logits = g.op("Mul", dot, scale, name="logits")
+        if text.attention_softcap is not None:
+            cap = g.constant("score_softcap", np.array(text.attention_softcap, np.float32))
+            logits = bounded(g, logits, cap, name="softcap")
         mask = g.op("Unsqueeze", g.inputs["score_mask"], g.ints(1, 2), name="mask")
         masked = g.op("Add", logits, mask, name="masked_logits")
         weights = g.op("Softmax", masked, name="softmax", axis=-1)
@@ -131,9 +139,11 @@ def language_head(
     ``head`` writes the product with the words of the vocabulary, [B, D] to [B, V].
     """
     last = g.op("Gather", hidden, g.constant("last", np.array(-1)), name="last_position", axis=1)
-    norm_weight = g.weight("text.norm.weight", shape=(text.hidden_size,))
-    normed = g.dialect.rms_norm(g, last, norm_weight, eps=text.rms_norm_eps, name="norm")  # [B, D]
+    normed = _norm(g, last, "text.norm", text, name="norm")  # [B, D]
     wide = g.cast(head(normed), "float32", name="logits_float")  # [B, V]
+    if text.logits_softcap is not None:
+        cap = g.constant("logits_softcap", np.array(text.logits_softcap, np.float32))
+        wide = bounded(g, wide, cap, name="softcap")
     return g.op("Unsqueeze", wide, g.ints(1), name="logits_position")
 
 
@@ -162,13 +172,7 @@ def _project_qkv(
     )
     if text.has_qk_norm:
         query, key = (
-            g.dialect.rms_norm(
-                g,
-                x,
-                g.weight(f"{prefix}.{part}_norm.weight", shape=(width,)),
-                eps=text.rms_norm_eps,
-                name=f"{part}_norm",
-            )
+            _norm(g, x, f"{prefix}.{part}_norm", text, name=f"{part}_norm", width=width)
             for part, x in (("q", query), ("k", key))
         )
     return query, key, value
@@ -182,10 +186,9 @@ def _merge_heads(g: GraphBuilder, attended: ir.Value, text: TextConfig) -> ir.Va
 
 def _gated_mlp(g: GraphBuilder, hidden: ir.Value, prefix: str, text: TextConfig) -> ir.Value:
     with g.scope("mlp"):
-        norm_weight = g.weight(
-            f"{prefix}.post_attention_layernorm.weight", shape=(text.hidden_size,)
-        )
-        normed = g.dialect.rms_norm(g, hidden, norm_weight, eps=text.rms_norm_eps, name="norm")
+        # What Llama calls "post attention" stands before the MLP; Gemma 2 has one in each place.
+        before = "pre_feedforward" if text.has_post_norms else "post_attention"
+        normed = _norm(g, hidden, f"{prefix}.{before}_layernorm", text, name="norm")
         gate, up = (
             linear(
                 g,
@@ -208,7 +211,36 @@ def _gated_mlp(g: GraphBuilder, hidden: ir.Value, prefix: str, text: TextConfig)
             has_bias=text.mlp_bias,
             name="down_proj",
         )
+        if text.has_post_norms:
+            after = f"{prefix}.post_feedforward_layernorm"
+            down = _norm(g, down, after, text, name="post_norm")
         return g.op("Add", hidden, down, name="residual")
+
+
+def _attention_inputs(
+    g: GraphBuilder, layer: int, text: TextConfig
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Return the mask and the rotary tables of a layer's kind."""
+    if text.local is None or not text.is_local(layer):
+        return g.inputs["attention_mask"], g.inputs["cos"], g.inputs["sin"]
+    kind = "" if text.local.rope_theta is None else "local_"
+    return g.inputs["local_attention_mask"], g.inputs[f"{kind}cos"], g.inputs[f"{kind}sin"]
+
+
+def _norm(
+    g: GraphBuilder,
+    x: ir.Value,
+    module: str,
+    text: TextConfig,
+    *,
+    name: str,
+    width: int | None = None,
+) -> ir.Value:
+    """Write the RMS norm of ``module`` over ``width``, by default the decoder's."""
+    shape = (text.hidden_size if width is None else width,)
+    offset = 1.0 if text.has_unit_offset else 0.0
+    weight = g.weight(f"{module}.weight", shape=shape, offset=offset)
+    return g.dialect.rms_norm(g, x, weight, eps=text.rms_norm_eps, name=name)
 
 
 def _last_row(g: GraphBuilder, x: ir.Value, *, axis: int, name: str) -> ir.Value:

@@ -1,4 +1,4 @@
-"""CLIP and SigLIP vision towers: patches, layers, feature selection.
+"""CLIP and SigLIP vision towers, and those like them: patches, layers, feature selection.
 
 Letters: N images, C channels, V patches, Dv width of the tower.
 """
@@ -6,6 +6,8 @@ Letters: N images, C channels, V patches, Dv width of the tower.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from feather_edge.export.operators import activation, linear
 
@@ -19,7 +21,12 @@ if TYPE_CHECKING:
 
 
 def vision_tower(
-    g: GraphBuilder, pixels: ir.Value, vision: VisionConfig, *, feature_layers: Sequence[int]
+    g: GraphBuilder,
+    pixels: ir.Value,
+    vision: VisionConfig,
+    *,
+    feature_layers: Sequence[int],
+    position_ids: Sequence[int] | None = None,
 ) -> list[ir.Value]:
     """Write a tower up to the deepest layer asked for.
 
@@ -28,11 +35,13 @@ def vision_tower(
         pixels: [N, C, height, width].
         vision: the tower's sizes.
         feature_layers: after how many layers to take the features; 0 is the embeddings.
+        position_ids: [V], which row of the table of positions each patch takes; None for all
+            rows in order.
 
     Returns:
         Hidden states [N, V, Dv] ([N, 1 + V, Dv] with CLIP's class token), one per entry.
     """
-    hidden = _embeddings(g, pixels, vision)
+    hidden = _embeddings(g, pixels, vision, position_ids)
     states = [hidden]
     for layer in range(max(feature_layers)):
         hidden = _vision_layer(g, hidden, layer, vision)
@@ -51,7 +60,12 @@ def layer_norm(g: GraphBuilder, x: ir.Value, module: str, vision: VisionConfig) 
     )
 
 
-def _embeddings(g: GraphBuilder, pixels: ir.Value, vision: VisionConfig) -> ir.Value:
+def _embeddings(
+    g: GraphBuilder,
+    pixels: ir.Value,
+    vision: VisionConfig,
+    position_ids: Sequence[int] | None,
+) -> ir.Value:
     is_clip = vision.model_type == "clip_vision_model"
     width, patch = vision.hidden_size, vision.patch_size
     num_positions = (vision.image_size // patch) ** 2 + is_clip
@@ -76,6 +90,9 @@ def _embeddings(g: GraphBuilder, pixels: ir.Value, vision: VisionConfig) -> ir.V
         table = g.weight(
             "vision.embeddings.position_embedding.weight", shape=(num_positions, width)
         )
+        if position_ids is not None:
+            rows = g.constant("position_ids", np.array(position_ids, np.int64))
+            table = g.op("Gather", table, rows, name="positions", axis=0)
         hidden = g.op("Add", hidden, table, name="position_embedding")
         if is_clip:  # "layrnorm" is how CLIP spells it
             hidden = layer_norm(g, hidden, "vision.pre_layrnorm", vision)

@@ -8,12 +8,13 @@ decoders, pruning and the rest of the export are shared.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from feather_edge.errors import UnsupportedModelError
+from feather_edge.manifest import PromptForm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from feather_edge.export.weights import Weights
     from feather_edge.graphs import DType, GraphSpec
     from feather_edge.images import ImageSpec
+    from feather_edge.manifest import PromptAttention
 
 FAMILIES = (
     "llava",
@@ -35,6 +37,10 @@ FAMILIES = (
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
+    "idefics3",
+    "smolvlm",
+    "paligemma",
+    "gemma3",
 )
 """Supported model types, each a module of this package with ``INFO`` and ``read(checkpoint)``."""
 
@@ -72,6 +78,8 @@ class FamilyModel:
         vision_spec: returns the contract of the vision graph for a dtype and opsets.
         num_planes: of DeepStack: further outputs of the vision graph, one added after each of the
             first decoder layers.
+        prompt: what the chat template does not say.
+        prompt_attention: which rows of a prompt see which.
     """
 
     text: TextConfig
@@ -80,6 +88,8 @@ class FamilyModel:
     write_vision_encoder: Callable[[GraphBuilder], ir.Model]
     vision_spec: Callable[[DType, tuple[int, ...]], GraphSpec]
     num_planes: int = 0
+    prompt: PromptForm = field(default_factory=PromptForm)
+    prompt_attention: PromptAttention = "causal"
 
 
 def read_family(checkpoint: Checkpoint) -> FamilyModel:

@@ -59,8 +59,8 @@ def test_other_processors_are_refused(named):
         preprocess_config({"image_processor_type": named})
     assert str(error.value) == (
         f"image preprocessing: image_processor_type {named or 'none'!r} is not supported; "
-        "supported are CLIPImageProcessor, LlavaImageProcessor, SiglipImageProcessor, each "
-        "with or without Fast at the end"
+        "supported are CLIPImageProcessor, Gemma3ImageProcessor, LlavaImageProcessor, "
+        "SiglipImageProcessor, each with or without Fast at the end"
     )
 
 

@@ -12,6 +12,18 @@ def test_location_tokens_stand_for_the_middle_of_their_bins() -> None:
     assert box == pytest.approx((1.0, 6.0, 5.0, 110.0))
 
 
+@pytest.mark.parametrize("label", ["", " red cup"])
+def test_paligemma_names_rows_first_and_then_what_it_is(label: str) -> None:
+    text = f"<loc0256><loc0128><loc0768><loc1023>{label}"
+    box = parse_location_tokens(text, num_bins=1024, image_size=(1024, 2048))
+    assert box == pytest.approx((257.0, 256.5, 2047.0, 768.5))
+
+
+def test_two_boxes_of_paligemma_are_no_box() -> None:
+    one = "<loc0256><loc0128><loc0768><loc1023> cup"
+    assert parse_location_tokens(f"{one} ; {one}", num_bins=1024, image_size=(9, 9)) is None
+
+
 @pytest.mark.parametrize(
     "text", ["", "red", "<loc_01> <loc_02> <loc_03>", "<loc_01><loc_02><loc_03><loc_04> red"]
 )

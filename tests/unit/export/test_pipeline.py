@@ -116,9 +116,9 @@ def test_no_folder(tmp_path: Path) -> None:
 
 def test_unsupported_family_lists_what_is_supported(checkpoint: Path, tmp_path: Path) -> None:
     folder = edited_checkpoint(
-        checkpoint, tmp_path / "c", config=lambda c: c.update(model_type="paligemma")
+        checkpoint, tmp_path / "c", config=lambda c: c.update(model_type="blip")
     )
-    message = "model_type 'paligemma' of .* is not supported; supported are .*llava"
+    message = "model_type 'blip' of .* is not supported; supported are .*llava"
 
     fails(folder, tmp_path, UnsupportedModelError, message)
 

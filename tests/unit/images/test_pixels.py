@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.image_processors import PROCESSORS, raw_config
+from support.images import ODD_PICTURES, noise
 from transformers.image_utils import load_image as reference_load_image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -15,43 +16,11 @@ from feather_edge.images import pixels as module
 from feather_edge.images.pixels import load_image, model_view, preprocess
 
 
-def noise(width, height, mode="RGB", *, seed=0):
-    """An image of random pixels."""
-    bands = len(Image.new(mode, (1, 1)).getbands())
-    shape = (height, width, bands) if bands > 1 else (height, width)
-    random = np.random.default_rng(seed)
-    return Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8))
-
-
-def transparent_palette():
-    image = noise(33, 21).convert("P")
-    image.info["transparency"] = 3
-    return image
-
-
-IMAGES = {
-    "1x1": noise(1, 1),
-    "panorama": noise(300, 20),
-    "tower": noise(7, 111),
-    "odd": noise(29, 31),
-    "grayscale": noise(40, 33, "L"),
-    "alpha": noise(50, 41, "RGBA"),
-    "grayscale-alpha": noise(30, 20, "RGBA").convert("LA"),
-    "palette": noise(64, 48).convert("P"),
-    "transparent-palette": transparent_palette(),
-    "16-bit": Image.fromarray(
-        np.random.default_rng(0).integers(0, 600, (30, 40), dtype=np.uint16)
-    ),
-    "1-bit": noise(20, 20).convert("1"),
-    "cmyk": noise(20, 24).convert("CMYK"),
-}
-
-
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_pixels_are_those_of_transformers(processor):
     reference = PROCESSORS[processor]
     config = preprocess_config(raw_config(reference))
-    for kind, image in IMAGES.items():
+    for kind, image in ODD_PICTURES.items():
         expected = reference(image, return_tensors="np")["pixel_values"]
         actual = preprocess([image], config)
         assert actual.dtype == np.float32
@@ -61,7 +30,7 @@ def test_pixels_are_those_of_transformers(processor):
 
 def test_several_images():
     config = preprocess_config(raw_config(PROCESSORS["clip-small"]))
-    images = [IMAGES["odd"], IMAGES["panorama"]]
+    images = [ODD_PICTURES["odd"], ODD_PICTURES["panorama"]]
     pixels = preprocess(images, config)
     assert pixels.shape == (2, 3, 28, 28)
     np.testing.assert_array_equal(pixels[1:], preprocess(images[1:], config))
@@ -88,7 +57,7 @@ def test_the_models_view_is_the_picture_before_it_is_normalised():
         do_rescale=False,
         do_normalize=False,
     )
-    for image in IMAGES.values():
+    for image in ODD_PICTURES.values():
         view = model_view(image, config)
         assert (view.mode, view.size) == ("RGB", (30, 57))
         expected = raw(image, return_tensors="np")["pixel_values"][0]
@@ -96,9 +65,9 @@ def test_the_models_view_is_the_picture_before_it_is_normalised():
 
 
 class TestLoadImage:
-    @pytest.mark.parametrize("kind", [k for k in IMAGES if k != "transparent-palette"])
+    @pytest.mark.parametrize("kind", [k for k in ODD_PICTURES if k != "transparent-palette"])
     def test_every_source_gives_what_transformers_loads(self, kind, tmp_path):
-        image = IMAGES[kind]
+        image = ODD_PICTURES[kind]
         file = tmp_path / ("image.tiff" if image.mode == "CMYK" else "image.png")
         image.save(file)
         expected = np.asarray(reference_load_image(str(file)))
