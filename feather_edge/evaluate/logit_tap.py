@@ -63,6 +63,7 @@ class LogitTap(OnnxRuntimeBackend):
 
 class _Tapped(Graph):
     def __init__(self, graph: Graph, tap: LogitTap) -> None:
+        self.spec = graph.spec
         self._graph = graph
         self._tap = tap
 

@@ -90,6 +90,7 @@ class _Probed(Graph):
     def __init__(
         self, graph: Graph, backend: _Probing, *, part: str, probes: Sequence[str]
     ) -> None:
+        self.spec = graph.spec
         self._graph = graph
         self._backend = backend
         self._part = part

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from feather_edge.bundle import Bundle
-from feather_edge.errors import BackendError, RequestError
+from feather_edge.errors import BackendError, BundleError, RequestError
 from feather_edge.images import load_image
 from feather_edge.pruning import Layout, Pruning, criterion
 from feather_edge.pruning.pre_criteria import pre_criterion
