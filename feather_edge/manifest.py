@@ -18,6 +18,7 @@ from feather_edge.recipes import ExportRecipe
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+MAX_HEAD_DIM = 4096
 
 
 class Rotary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,6 +44,13 @@ class Rotary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     original_max_positions: int = 0
     sections: tuple[int, int, int] | None = None
     is_interleaved: bool = False
+
+    def __post_init__(self) -> None:
+        half = self.head_dim // 2
+        if not 2 <= self.head_dim <= MAX_HEAD_DIM or self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}; it must be even, 2 to {MAX_HEAD_DIM}")
+        if self.sections is not None and (min(self.sections) < 0 or sum(self.sections) != half):
+            raise ValueError(f"sections are {self.sections}; they must sum to {half}")
 
 
 PromptAttention = Literal["causal", "prefix", "images"]

@@ -33,6 +33,13 @@ _DEFAULTS: dict[str, Any] = {
     "temporal_patch_size": 2,
     "merge_size": 2,
 }
+_LIMITS = {
+    "min_pixels": 2**22,
+    "max_pixels": 2**26,
+    "patch_size": 256,
+    "temporal_patch_size": 8,
+    "merge_size": 16,
+}
 _DEFAULT_PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
 
 
@@ -60,6 +67,16 @@ class PatchPreprocessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     patch_size: int
     temporal_patch_size: int
     merge_size: int
+
+    def __post_init__(self) -> None:
+        for name, largest in _LIMITS.items():
+            if not 1 <= getattr(self, name) <= largest:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 to {largest}")
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(
+                f"pictures must have at least {self.min_pixels} and at most {self.max_pixels} "
+                f"pixels, which none has"
+            )
 
     @property
     def block_size(self) -> int:
@@ -98,17 +115,20 @@ def patch_preprocess_config(raw: dict[str, Any]) -> PatchPreprocessConfig:
         )
     min_pixels, max_pixels = _pixel_range(raw)
     is_normalised = bool(fields.get("do_normalize"))
-    return PatchPreprocessConfig(
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
-        resample=_resample(fields.get("resample")),
-        rescale_factor=fields.positive("rescale_factor") if fields.get("do_rescale") else None,
-        mean=_channels(fields, "image_mean") if is_normalised else None,
-        std=_channels(fields, "image_std") if is_normalised else None,
-        patch_size=fields.side("patch_size"),
-        temporal_patch_size=fields.size("temporal_patch_size"),
-        merge_size=fields.size("merge_size"),
-    )
+    try:
+        return PatchPreprocessConfig(
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            resample=_resample(fields.get("resample")),
+            rescale_factor=fields.positive("rescale_factor") if fields.get("do_rescale") else None,
+            mean=_channels(fields, "image_mean") if is_normalised else None,
+            std=_channels(fields, "image_std") if is_normalised else None,
+            patch_size=fields.side("patch_size"),
+            temporal_patch_size=fields.size("temporal_patch_size"),
+            merge_size=fields.size("merge_size"),
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{_SUBJECT}: {error}") from error
 
 
 def _pixel_range(raw: dict[str, Any]) -> tuple[int, int]:
@@ -122,13 +142,7 @@ def _pixel_range(raw: dict[str, Any]) -> tuple[int, int]:
         if older is not None:
             values[edge] = older
     fields = ConfigFields(f"{_SUBJECT}: size", values, {})
-    smallest, largest = fields.size("shortest_edge"), fields.size("longest_edge")
-    if smallest > largest:
-        raise CheckpointError(
-            f"{_SUBJECT}: pictures must have at least {smallest} and at most {largest} pixels, "
-            f"which none has"
-        )
-    return smallest, largest
+    return fields.size("shortest_edge"), fields.size("longest_edge")
 
 
 def _resample(code: Any) -> Resample:

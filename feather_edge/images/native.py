@@ -19,7 +19,7 @@ from feather_edge.checkpoint.patch_preprocessing import PatchPreprocessConfig
 from feather_edge.errors import RequestError
 from feather_edge.images.geometry import ViewGeometry
 from feather_edge.images.pixels import normalise, resize_to
-from feather_edge.images.prepared import PreparedImages, Raster
+from feather_edge.images.prepared import TYPICAL_SIZE, PreparedImages, Raster
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_ASPECT_RATIO = 200
-TYPICAL_SIZE = (640, 480)
-"""Of a camera's picture, (width, height): what engines are tuned for."""
+MAX_PATCHES = 2**17
+"""Of a picture, twice what published models take; a manifest must not exhaust the memory."""
+MAX_HEAD_DIM, MAX_WINDOW_SIDE, MAX_POSITION_SIDE = 1024, 32, 4096
 
 
 class NativeImages(
@@ -59,6 +60,23 @@ class NativeImages(
     rope_theta: float = 10_000.0
     window_size: int = 0
     position_side: int = 0
+
+    def __post_init__(self) -> None:
+        if not 4 <= self.head_dim <= MAX_HEAD_DIM or self.head_dim % 4:
+            raise ValueError(
+                f"head_dim is {self.head_dim}; it must be a multiple of 4, up to {MAX_HEAD_DIM}"
+            )
+        if not 0 < self.rope_theta < math.inf:
+            raise ValueError(f"rope_theta is {self.rope_theta}; it must be a number above 0")
+        side = self.window_size * self.preprocess.merge_size
+        if not 0 <= side <= MAX_WINDOW_SIDE:
+            raise ValueError(
+                f"a window has {side} patches a side; it must be 0 to {MAX_WINDOW_SIDE}"
+            )
+        if not 0 <= self.position_side <= MAX_POSITION_SIDE:
+            raise ValueError(
+                f"position_side is {self.position_side}; it must be 0 to {MAX_POSITION_SIDE}"
+            )
 
     @property
     def typical_grids(self) -> tuple[tuple[int, int], ...]:
@@ -141,6 +159,12 @@ class NativeImages(
             beta = math.sqrt(self.preprocess.min_pixels / area)
             rows = math.ceil(height * beta / block)
             columns = math.ceil(width * beta / block)
+        num_patches = rows * columns * self.preprocess.merge_size**2
+        if num_patches > MAX_PATCHES:
+            raise RequestError(
+                f"image of {width} x {height} pixels becomes {num_patches} patches, but at most "
+                f"{MAX_PATCHES} are allowed: scale it down or crop it"
+            )
         return rows, columns
 
     def _patches(self, picture: Image.Image) -> NDArray[np.float32]:

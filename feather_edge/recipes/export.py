@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CriterionName = Literal[
-    "feather", "fastv", "fastv-full", "pyramiddrop", "ivc", "uniform", "random", "none"
-]
-PreCriterionName = Literal["uniform", "random", "divprune", "dart", "cdpruner", "none"]
+    "feather", "fastv", "fastv-full", "pyramiddrop", "pyramiddrop-reset", "ivc", "ivc-value",
+    "uniform", "random", "none",
+]  # fmt: skip
+PreCriterionName = Literal["uniform", "random", "divprune", "dart", "cdpruner", "pooling", "none"]
 SelectionName = Literal["fill", "union"]
 
 

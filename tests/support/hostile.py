@@ -96,7 +96,7 @@ def mutated_document(draw: st.DrawFn, original: Any) -> Any:
             holder = holder[parent]
         how = draw(st.sampled_from(["replace", "replace", "replace", "remove", "repeat", "swap"]))
         if how == "replace":
-            holder[key] = draw(odd_values)
+            holder[key] = copy.deepcopy(draw(odd_values))  # lists may be changed again
         elif how == "remove":
             del holder[key]
         elif how == "repeat" and isinstance(holder, list):

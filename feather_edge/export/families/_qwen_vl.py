@@ -61,17 +61,21 @@ def read_qwen_vl(
             f"width {text.hidden_size}; config.json is of no working model"
         )
     weights = Weights(checkpoint, PREFIXES, matrices=(PATCH_KERNEL,))
-    return FamilyModel(
-        text=text,
-        weights=weights,
-        image=NativeImages(
+    try:
+        image = NativeImages(
             token_id=raw.get("image_token_id", IMAGE_TOKEN_ID),
             preprocess=_preprocess(checkpoint, vision),
             head_dim=vision.head_dim,
             rope_theta=vision.rope_theta,
             window_size=vision.window_size,
             position_side=math.isqrt(vision.num_positions),
-        ),
+        )
+    except ValueError as error:
+        raise CheckpointError(f"vision_config: {error}") from error
+    return FamilyModel(
+        text=text,
+        weights=weights,
+        image=image,
         num_planes=len(vision.deepstack_layers),
         write_vision_encoder=partial(_write_vision_encoder, vision=vision, weights=weights),
         vision_spec=partial(_vision_spec, vision),

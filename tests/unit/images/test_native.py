@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -152,6 +153,8 @@ def test_limits_in_all_their_spellings(raw: dict[str, Any], limits: tuple[int, i
         ({"do_resize": False}, "do_resize is off"),
         ({"size": 7}, "size is 7; it must be an object"),
         ({"min_pixels": 9, "max_pixels": 8}, "at least 9 and at most 8 pixels, which none has"),
+        ({"max_pixels": 2**31}, "max_pixels is 2147483648; it must be 1 to 67108864"),
+        ({"temporal_patch_size": 9}, "temporal_patch_size is 9; it must be 1 to 8"),
         ({"resample": 9}, "resample is 9; it must be 0 to 5"),
         ({"image_mean": [0.5]}, "image_mean is .*; it must be 3 numbers"),
         ({"patch_size": 0}, "patch_size is 0; it must be an integer of at least 1"),
@@ -160,3 +163,28 @@ def test_limits_in_all_their_spellings(raw: dict[str, Any], limits: tuple[int, i
 def test_settings_that_are_refused(raw: dict[str, Any], message: str) -> None:
     with pytest.raises((CheckpointError, UnsupportedModelError), match=message):
         patch_preprocess_config({"image_processor_type": "Qwen2VLImageProcessor", **raw})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head_dim": 6}, "head_dim is 6; it must be a multiple of 4, up to 1024"),
+        ({"rope_theta": 0.0}, "rope_theta is 0.0; it must be a number above 0"),
+        ({"window_size": 17}, "a window has 34 patches a side; it must be 0 to 32"),
+        ({"position_side": -1}, "position_side is -1; it must be 0 to 4096"),
+    ],
+)
+def test_manifests_that_are_refused(options: dict[str, Any], message: str) -> None:
+    raw = {**msgspec.to_builtins(native()), **options}
+    with pytest.raises(msgspec.ValidationError, match=message):
+        msgspec.convert(raw, NativeImages)
+
+
+def test_a_picture_of_too_many_patches_is_refused() -> None:
+    config = msgspec.structs.replace(PUBLISHED, max_pixels=2**26)
+    with pytest.raises(RequestError) as error:
+        native(preprocess=config).geometry((8000, 8000))
+    assert str(error.value) == (
+        "image of 8000 x 8000 pixels becomes 327184 patches, but at most 131072 are allowed: "
+        "scale it down or crop it"
+    )

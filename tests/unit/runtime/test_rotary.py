@@ -124,3 +124,18 @@ def test_mrope_tables_are_those_of_transformers(
         rotary_tables(rotary, each) for each in (np.arange(9), np.tile(range(9), (3, 1)))
     )
     np.testing.assert_array_equal(text, same)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"head_dim": 7}, "head_dim is 7; it must be even, 2 to 4096"),
+        ({"head_dim": -8}, "head_dim is -8; it must be even, 2 to 4096"),
+        ({"head_dim": 16, "sections": (2, 3, 4)}, "sections are (2, 3, 4); they must sum to 8"),
+        ({"head_dim": 16, "sections": (9, -1, 0)}, "sections are (9, -1, 0); they must sum to 8"),
+    ],
+)
+def test_a_rotary_embedding_that_cannot_be(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="it must be even|they must sum") as error:
+        Rotary(theta=1e4, **fields)
+    assert str(error.value) == message
