@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from feather_edge.cli._file_check import check_files
 from feather_edge.cli._options import BACKENDS, emit_json, engine_run_options, json_option
 from feather_edge.cli._parity_tables import print_parity
 from feather_edge.cli._precision_report import precision_report_options, run_precision_report
@@ -50,23 +51,33 @@ from feather_edge.cli._precision_report import precision_report_options, run_pre
     show_default="0.9",
     help="Least share of the kept rows that a graph has in common with the reference.",
 )
+@click.option("--files", is_flag=True, help="Compare every file with its hash, nothing else.")
 @precision_report_options
 @json_option
 def command(
-    *, bundle: Path, image: Path | None, prompt: str | None, as_json: bool, **options: Any
+    *,
+    bundle: Path,
+    image: Path | None,
+    prompt: str | None,
+    files: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Compare a backend with ONNX Runtime, or precisions.
+    """Compare backends, precisions, or files with their hashes.
 
     Every graph gets the inputs that it gets in ONNX Runtime; then both answer on their own.
     Prints how far outputs are apart, which kept rows and answers agree, and ends with status 1
     where they do not. Reads BUNDLE, writes nothing.
     """
+    if files:
+        check_files(bundle, as_json=as_json)
+        return
     report_options = {name: options.pop(name) for name in ("reference", "task", "limit", "text")}
     if report_options["reference"] is not None:
         run_precision_report(bundle, as_json=as_json, **report_options)
         return
     if options["backend"] is None:
-        raise click.UsageError("give --backend, or --precision-report BUNDLE")
+        raise click.UsageError("give --backend, --precision-report BUNDLE, or --files")
     from feather_edge.bundle import Bundle
     from feather_edge.samples import Sample
     from feather_edge.verify import verify

@@ -202,7 +202,7 @@ def _box_reader(bundle: Bundle, task: Task, box_format: BoxFormat | None) -> Box
     if reader is None and has_boxes:
         raise RequestError(
             f"task {task.name} asks for boxes and {bundle.path} has no location tokens; say how "
-            f"the model writes boxes with --box-format pixels, 0-1 or 0-1000"
+            f"the model writes boxes with --box-format pixels, 0-1, 0-100 or 0-1000"
         )
     return reader
 

@@ -12,7 +12,7 @@ from feather_edge.errors import RequestError
 from feather_edge.evaluate.logit_tap import LogitTap
 from feather_edge.pruning import Layout
 from feather_edge.runtime.decoder import DecoderChain
-from feather_edge.runtime.embeddings import open_embeddings
+from feather_edge.runtime.embeddings import Embeddings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +72,7 @@ def predict_text(bundle: Bundle, text: Path) -> Iterator[TextPrediction]:
     token_ids = _tokens(bundle, text)
     tap = LogitTap(all_positions=True)
     graphs = [tap.open(bundle.path / spec.file, spec) for spec in bundle.decoders]
-    embeddings = open_embeddings(bundle)
+    embeddings = Embeddings.open(bundle)
     # A last window of one token has nothing that follows.
     for start in range(0, len(token_ids) - 1, WINDOW):
         window = token_ids[start : start + WINDOW]

@@ -20,7 +20,7 @@ from feather_edge.evaluate.text_prediction import TextPrediction, predict_text
 from feather_edge.pruning import Layout
 from feather_edge.recipes import ExportRecipe, load_recipe, override
 from feather_edge.runtime.decoder import DecoderChain
-from feather_edge.runtime.embeddings import open_embeddings
+from feather_edge.runtime.embeddings import Embeddings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,7 +100,7 @@ def test_all_positions_are_what_single_steps_give(
     tap = LogitTap()
     graphs = [tap.open(bundle.path / spec.file, spec) for spec in bundle.decoders]
     chain = DecoderChain(graphs, bundle.manifest, bundle.schedule, tap)
-    embeddings = open_embeddings(bundle)
+    embeddings = Embeddings.open(bundle)
     tokenizer: Any = Tokenizer.from_file(str(bundle.path / "tokenizer.json"))
     first, *rest = tokenizer.encode(TEXT, add_special_tokens=False).ids[:7]
     assert prediction.following[:6].tolist() == rest
