@@ -242,7 +242,7 @@ task_options = all_of(
 
 box_format_option = click.option(
     "--box-format",
-    type=click.Choice(("location-tokens", "pixels", "0-1", "0-1000")),
+    type=click.Choice(("location-tokens", "pixels", "0-1", "0-100", "0-1000")),
     show_default="location tokens, where the model has them",
     help="How the model writes boxes: always x0, y0, x1, y1 of the picture as it sees it.",
 )

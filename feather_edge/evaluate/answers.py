@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["BoxFormat", "BoxReader", "is_same_word"]
 
-BoxFormat = Literal["location-tokens", "pixels", "0-1", "0-1000"]
+BoxFormat = Literal["location-tokens", "pixels", "0-1", "0-100", "0-1000"]
 
 MIN_IOU = 0.5
 """An answer finds its thing when the boxes overlap at least this much."""
 
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
+_NUMBER = re.compile(r"(?<![\w.])-?(?:\d+(?:\.\d+)?|\.\d+)")
+"""Not what is part of a word, such as the 2 of ``bbox_2d`` in the answers of Qwen2.5-VL."""
 _LOCATION_TOKEN = re.compile(r"<loc_?\d+>")
 
 
@@ -36,8 +37,9 @@ class BoxReader:
     """Reads the box that an answer names, in one of the formats that models are trained on.
 
     Attributes:
-        box_format: ``location-tokens``: bins of the view; ``0-1`` and ``0-1000``: shares of it;
-            ``pixels``: of the view. Always x0, y0, x1, y1, but PaliGemma's location tokens.
+        box_format: ``location-tokens``: bins of the view; ``0-1``, ``0-100``, ``0-1000``: shares
+            of it; ``pixels``: of the view. Always x0, y0, x1, y1, but for location tokens as
+            PaliGemma writes them.
         num_bins: location tokens per axis; only for ``location-tokens``.
     """
 
@@ -71,7 +73,7 @@ class BoxReader:
             return None
         raise RequestError(
             f"{bundle.path} has no location tokens such as <loc_07> in its vocabulary; choose "
-            f"box format pixels, 0-1 or 0-1000"
+            f"box format pixels, 0-1, 0-100 or 0-1000"
         )
 
     def read(self, text: str, geometry: ViewGeometry) -> Box | None:
@@ -83,8 +85,10 @@ class BoxReader:
         numbers = [float(n) for n in _NUMBER.findall(boxes[0] if len(boxes) == 1 else text)]
         if len(numbers) != 4:
             return None
-        units = {"pixels": (1.0, 1.0), "0-1": (width, height)}
-        x_unit, y_unit = units.get(self.box_format, (width / 1000, height / 1000))
+        x_unit, y_unit = 1.0, 1.0
+        if self.box_format != "pixels":
+            whole = float(self.box_format.removeprefix("0-"))
+            x_unit, y_unit = width / whole, height / whole
         x0, y0, x1, y1 = numbers
         return (x0 * x_unit, y0 * y_unit, x1 * x_unit, y1 * y_unit)
 

@@ -44,11 +44,28 @@ def test_geometry_is_what_preprocessing_does(
     ("reader", "text", "box"),
     [
         (BoxReader(box_format="pixels"), "[1, 2, 30.5, 40]", (1, 2, 30.5, 40)),
+        (
+            BoxReader(box_format="pixels"),
+            '```json\n[{"bbox_2d": [1, 2, 30, 40], "label": "cup"}]\n```',
+            (1, 2, 30, 40),
+        ),
+        (BoxReader(box_format="pixels"), "x1=1 y1=-.5 x2=30 y2=40", (1, -0.5, 30, 40)),
         (BoxReader(box_format="0-1"), "It is at (0.1, .2, 0.5, 1.0)", (20, 20, 100, 100)),
+        (BoxReader(box_format="0-100"), "10 20 50 100", (20, 20, 100, 100)),
         (BoxReader(box_format="0-1000"), "100 200 500 1000", (20, 20, 100, 100)),
         (
             BoxReader(box_format="location-tokens", num_bins=10),
             "<loc_0> <loc_1> <loc_4> <loc_9>",
+            (10, 15, 90, 95),
+        ),
+        (
+            BoxReader(box_format="location-tokens", num_bins=10),
+            "<loc0001><loc0000><loc0009><loc0004> cup",
+            (10, 15, 90, 95),
+        ),
+        (
+            BoxReader(box_format="location-tokens", num_bins=10),
+            "<loc0001><loc0000><loc0009><loc0004>",
             (10, 15, 90, 95),
         ),
         (BoxReader(box_format="pixels"), '{"bbox_2d": [1, 2, 30, 40]}', (1, 2, 30, 40)),
@@ -71,7 +88,7 @@ def test_a_model_without_location_tokens_needs_a_format(bundles: BundleFactory) 
     bundle = bundles().bundle
     assert BoxReader.of(bundle) is None
     assert BoxReader.of(bundle, "0-1000") == BoxReader(box_format="0-1000")
-    with pytest.raises(RequestError, match="no location tokens such as <loc_07>.*pixels, 0-1 or"):
+    with pytest.raises(RequestError, match="no location tokens such as <loc_07>.*0-1, 0-100 or"):
         BoxReader.of(bundle, "location-tokens")
     with pytest.raises(RequestError, match="box format 'corners' is unknown; choose location-"):
         BoxReader.of(bundle, "corners")  # type: ignore[arg-type]
