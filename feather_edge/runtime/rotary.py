@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from feather_edge.errors import RequestError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from feather_edge.manifest import Rotary
+    from feather_edge.manifest import BundleManifest, Rotary
     from feather_edge.pruning import VisualSpan
 
 
@@ -50,6 +52,21 @@ def prompt_coordinates(
         row = span.end
     coordinates[:, row:] = reached + np.arange(num_rows - row)
     return coordinates
+
+
+def require_plain(manifest: BundleManifest) -> None:
+    """Refuse to number rows anew where a position is more than one number that only turns.
+
+    Raises:
+        RequestError: for M-RoPE, whose rows have three coordinates, and for windows of positions.
+    """
+    if manifest.rotary.sections is None and manifest.local_attention is None:
+        return
+    what = "windows of positions" if manifest.rotary.sections is None else "M-RoPE"
+    raise RequestError(
+        f"positions cannot be numbered anew in {manifest.model_type}, which has {what}; choose "
+        f"pyramiddrop, which keeps them"
+    )
 
 
 def rotary_tables(
