@@ -8,6 +8,7 @@
       onnx/embed_tokens.safetensors
       tokenizer.json, tokenizer_config.json, chat_template.jinja ...
       engines/<target>/            what build-engine adds on a device; no part of the manifest
+      calibration/<backend>-<device>.json    what tune measures on a device; likewise
 
 A bundle appears whole or not at all: it is written beside its destination and renamed.
 """

@@ -11,6 +11,7 @@ The tree::
       BackendError                a backend that is missing or fails while it runs
       RequestError                an image, a prompt or an option of one request
       ParityError                 two backends that should agree and do not
+      BenchmarkError              a measured value that is above the limit it was given
 
 A message names its subject, the value that was seen, what is allowed, and what to do. It is
 one line: the command line prints it as it is and exits with status 1.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 __all__ = [
     "BackendError",
+    "BenchmarkError",
     "BuildError",
     "BundleError",
     "CheckpointError",
@@ -65,3 +67,7 @@ class RequestError(FeatherEdgeError):
 
 class ParityError(FeatherEdgeError):
     """Two backends, or a backend and the reference, differ by more than the tolerance."""
+
+
+class BenchmarkError(FeatherEdgeError):
+    """A time, a size or a ratio was measured and is above its limit, or memory grew."""

@@ -22,31 +22,17 @@ else:
     import tomli as tomllib
 
 __all__ = [
-    "CriterionName",
-    "EngineBackend",
-    "EngineOpset",
-    "EngineProfiles",
-    "EngineRecipe",
-    "ExportRecipe",
-    "OpsetName",
-    "PreCriterionName",
-    "Precision",
-    "SelectionName",
-    "Stage",
-    "default_recipe_name",
-    "describe_recipe",
-    "load_engine_recipe",
-    "load_recipe",
-    "override",
-    "override_engine",
-    "recipe_folder",
-    "recipe_names",
-]
+    "CriterionName", "EngineBackend", "EngineOpset", "EngineProfiles", "EngineRecipe",
+    "ExportRecipe", "OpsetName", "PreCriterionName", "Precision", "SelectionName", "Stage",
+    "default_recipe_name", "describe_recipe", "load_engine_recipe", "load_recipe", "override",
+    "override_engine", "recipe_folder", "recipe_names",
+]  # fmt: skip
 
 CriterionName = Literal[
-    "feather", "fastv", "fastv-full", "pyramiddrop", "ivc", "uniform", "random", "none"
-]
-PreCriterionName = Literal["uniform", "random", "divprune", "dart", "cdpruner", "none"]
+    "feather", "fastv", "fastv-full", "pyramiddrop", "pyramiddrop-reset", "ivc", "ivc-value",
+    "uniform", "random", "none",
+]  # fmt: skip
+PreCriterionName = Literal["uniform", "random", "divprune", "dart", "cdpruner", "pooling", "none"]
 SelectionName = Literal["fill", "union"]
 Precision = Literal["fp32", "fp16"]
 OpsetName = Literal["18", "23", "24", "all"]

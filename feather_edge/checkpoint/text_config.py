@@ -308,13 +308,14 @@ def _rope_scaling(part: dict[str, Any], fields: ConfigFields) -> RopeScaling | N
         raise UnsupportedModelError(
             f"text_config: partial_rotary_factor {partial} is not supported; only 1.0 is"
         )
-    if kind in ("default", None) or (kind == "mrope" and fields.get("mrope_section")):
+    # "dynamic" changes nothing up to max_position_embeddings, beyond which no prompt is taken.
+    if kind in ("default", "dynamic", None) or (kind == "mrope" and fields.get("mrope_section")):
         return None
     supported: tuple[str, ...] = get_args(RopeType)
     if kind not in supported:
         raise UnsupportedModelError(
             f"text_config: rope scaling of type {kind!r} is not supported; supported are "
-            f"default, {', '.join(supported)}"
+            f"default, dynamic, {', '.join(supported)}"
         )
     scaling = ConfigFields(
         f"text_config: {kind} rope scaling",

@@ -19,7 +19,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
     "export", "inspect", "build-engine", "build-plugin", "verify", "run", "visualise", "eval",
-    "demo", "recipes", "families", "doctor",
+    "tune", "bench", "demo", "recipes", "families", "doctor",
 )  # fmt: skip
 HIDDEN_ALIASES = {"visualize": "visualise"}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
+from click.core import ParameterSource
 
 from feather_edge.cli._parsers import parse_names, parse_ratios, parse_region, parse_stages
 from feather_edge.errors import RequestError
@@ -16,20 +18,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from feather_edge.bundle import Bundle
-    from feather_edge.pruning import Pruning
 
 __all__ = [
     "BACKENDS",
+    "TASK_OPTIONS",
     "Callback",
     "all_of",
     "backend_option",
     "backend_options",
     "box_format_option",
     "cuda_graphs_option",
+    "deadline_option",
     "emit_json",
     "engine_run_options",
+    "is_typed",
     "json_option",
-    "lay_over",
     "only_given",
     "pruning_options",
     "region_options",
@@ -37,6 +40,8 @@ __all__ = [
     "sampling_options",
     "stages_option",
     "target_option",
+    "task_options",
+    "typed_command",
 ]
 
 BACKENDS = BACKEND_NAMES
@@ -156,6 +161,14 @@ region_options = all_of(
     ),
 )
 
+deadline_option = click.option(
+    "--deadline-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MS",
+    help="Keep as much as lets the first token come within this time, by what `tune` has measured "
+    "on this device; in place of the pruning options.",
+)
+
 sampling_options = all_of(
     click.option(
         "--temperature",
@@ -177,11 +190,62 @@ sampling_options = all_of(
     ),
 )
 
+TASK_OPTIONS = ("data", "images", "split", "truth_boxes", "ask", "limit")
+"""Parameters of ``task_options`` beside the task itself."""
+
+task_options = all_of(
+    click.option(
+        "--task",
+        metavar="scenes|refcoco|coarse|FILE",
+        default="scenes",
+        help="scenes: generated pictures that the shipped model never saw. refcoco: the places "
+        "asked for in --data. coarse: the questions with an answer in words, of the scenes or of "
+        "--data. FILE: all of a .jsonl or .json file; see docs/evaluation.md.",
+    ),
+    click.option(
+        "--data",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="File of refcoco or coarse: entries as RefCOCO, LLaVA or Qwen dumps have them.",
+    ),
+    click.option(
+        "--images",
+        type=click.Path(path_type=Path),
+        show_default="the file's",
+        help="Folder of a file's pictures.",
+    ),
+    click.option(
+        "--split",
+        metavar="NAME",
+        show_default="test; of a file, all",
+        help="Of the scenes: development (for choices) or test. Of a file: entries whose split is "
+        "NAME.",
+    ),
+    click.option(
+        "--truth-boxes",
+        metavar="pixels|xywh|0-1|0-1000|location-tokens:N",
+        show_default="pixels",
+        help="How a file writes boxes; all but xywh are x0, y0, x1, y1.",
+    ),
+    click.option(
+        "--ask",
+        metavar="TEXT",
+        show_default="Where is {}?",
+        help="Question about an expression of a file, {} in its place.",
+    ),
+    click.option(
+        "--limit",
+        type=click.IntRange(min=1),
+        show_default="500 scenes, all entries",
+        help="Take the first samples only.",
+    ),
+)
+
 box_format_option = click.option(
     "--box-format",
-    type=click.Choice(("location-tokens", "pixels", "0-1", "0-1000")),
+    type=click.Choice(("location-tokens", "location-tokens-yx", "pixels", "0-1", "0-1000")),
     show_default="location tokens, where the model has them",
-    help="How the model writes boxes: always x0, y0, x1, y1 of the picture as it sees it.",
+    help="How the model writes boxes: x0, y0, x1, y1 of the picture as it sees it, after -yx y0, "
+    "x0, y1, x1 (PaliGemma).",
 )
 
 backend_option = click.option(
@@ -226,20 +290,29 @@ def only_given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def lay_over(pruning: Pruning, **options: Any) -> Pruning:
-    """Return `pruning` with the options that were given in place of its own.
+def typed_command(ctx: click.Context) -> str:
+    """Return the command as it was typed but for ``--json``, options in the order of its help."""
+    words = []
+    for param in ctx.command.params:
+        value = ctx.params.get(param.name or "")
+        if param.name == "as_json" or not is_typed(ctx, param.name or "") or value is False:
+            continue
+        text = [str(each) for each in value] if isinstance(value, tuple) else [str(value)]
+        if isinstance(param, click.Argument):
+            words += text
+        elif value is True:
+            words.append(param.opts[-1])
+        else:
+            words += [param.opts[-1], ",".join(text)]
+    return shlex.join(["feather-edge", str(ctx.info_name), *words])
 
-    Raises:
-        RequestError: if an option is out of range, or has no effect beside the others.
-    """
-    given = only_given(**options)
-    effective = dataclasses.replace(pruning, **given)
-    if "pre_keep_ratio" in given and effective.pre_criterion == "none":
-        raise RequestError(
-            f"pre-keep-ratio {effective.pre_keep_ratio:g} has no effect, since nothing prunes "
-            f"before the decoder; choose what does with --pre-prune"
-        )
-    return effective
+
+def is_typed(ctx: click.Context, name: str) -> bool:
+    """Return whether a parameter was given rather than left at its default."""
+    return ctx.get_parameter_source(name) in {
+        ParameterSource.COMMANDLINE,
+        ParameterSource.ENVIRONMENT,
+    }
 
 
 def require_stages(bundle: Bundle, stages: tuple[int, ...] | None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar, cast, get_args
 import click
 
 from feather_edge.errors import RequestError
-from feather_edge.recipes import CriterionName
+from feather_edge.recipes import CriterionName, PreCriterionName
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "parse_arch",
+    "parse_duration",
+    "parse_limits",
+    "parse_methods",
     "parse_names",
     "parse_plugin",
     "parse_ratios",
@@ -89,6 +92,46 @@ def parse_stages(
     return _split(value, int, expected="layers such as 8,16, nor none")
 
 
+def parse_duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Parse ``90s``, ``10m`` or ``2h`` to seconds.
+
+    Raises:
+        click.BadParameter: naming what is wrong and what is allowed.
+    """
+    if value is None:
+        return None
+    seconds = {"s": 1, "m": 60, "h": 3600}.get(value[-1:])
+    try:
+        duration_s = float(value[:-1]) * (seconds or 0)
+    except ValueError:
+        duration_s = 0.0
+    if not 0 < duration_s < float("inf"):
+        raise click.BadParameter(f"{value!r} is not a time such as 90s, 10m or 2h")
+    return duration_s
+
+
+def parse_limits(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, float]:
+    """Parse ``ttft_ms=120``, repeated.
+
+    Raises:
+        click.BadParameter: naming what is wrong and what is allowed.
+    """
+    from feather_edge.bench.report import LIMITS
+
+    limits = {}
+    for value in values:
+        name, _, limit = value.partition("=")
+        try:
+            limits[name] = float(limit)
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is not a limit such as ttft_ms=120") from None
+        if name not in LIMITS:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(LIMITS)}")
+    return limits
+
+
 def parse_names(
     ctx: click.Context,
     param: click.Parameter,
@@ -100,8 +143,33 @@ def parse_names(
         click.BadParameter: naming what is wrong and what is allowed.
     """
     known = get_args(CriterionName)
+    return _split_names(value, known, all_of_them=_but_none(known))
+
+
+def parse_methods(
+    ctx: click.Context,
+    param: click.Parameter,
+    value: str | None,
+) -> tuple[str, ...] | None:
+    """Parse ``feather,pre-dart``, ``all`` or ``recipe``; ``pre-`` are those before the decoder.
+
+    Raises:
+        click.BadParameter: naming what is wrong and what is allowed.
+    """
+    before = (f"pre-{name}" for name in _but_none(get_args(PreCriterionName)))
+    every = (*_but_none(get_args(CriterionName)), *before)
+    return _split_names(value, (*every, "recipe"), all_of_them=every)
+
+
+def _but_none(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if name != "none")
+
+
+def _split_names(
+    value: str | None, known: tuple[str, ...], *, all_of_them: tuple[str, ...]
+) -> tuple[str, ...] | None:
     if value is None or value == "all":
-        return None if value is None else tuple(name for name in known if name != "none")
+        return None if value is None else all_of_them
     names = tuple(part.strip() for part in value.split(","))
     for name in names:
         if name not in known:

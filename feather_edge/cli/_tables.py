@@ -22,7 +22,7 @@ def print_table(
     body = [tuple(row) for row in rows]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        is_number = bool(body) and not isinstance(body[0][index], str)
+        is_number = any(not isinstance(row[index], str) for row in body)
         table.add_column(Text(column), justify="right" if is_number else "left", overflow="fold")
     for row in body:
         table.add_row(

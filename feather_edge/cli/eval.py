@@ -8,13 +8,15 @@ from typing import Any
 import click
 
 from feather_edge.cli._options import (
+    TASK_OPTIONS,
     backend_options,
     box_format_option,
     emit_json,
     json_option,
     only_given,
+    task_options,
 )
-from feather_edge.cli._parsers import parse_names, parse_ratios
+from feather_edge.cli._parsers import parse_methods, parse_ratios
 from feather_edge.cli._progress import counting_bar
 from feather_edge.cli._tables import print_table
 
@@ -24,20 +26,15 @@ from feather_edge.cli._tables import print_table
     "--method feather,fastv --keep-ratio .5,.25"
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--task",
-    metavar="scenes|FILE.jsonl",
-    default="scenes",
-    help="Generated scenes that the shipped model never saw (scenes-development: their other "
-    'split, for choices), or lines of {"image", "question", and "answer" or "box"}.',
-)
+@task_options
 @click.option(
     "--method",
     "methods",
-    callback=parse_names,
+    callback=parse_methods,
     metavar="all|NAME[,NAME...]",
     default="all",
-    help="Criteria: feather, fastv, fastv-full, uniform, random. Unpruned is always compared.",
+    help="Criteria inside the decoder (as of `run --prune`), and those before it after pre-, such "
+    "as pre-divprune; recipe: what the bundle's own does. Unpruned is always compared.",
 )
 @click.option(
     "--keep-ratio", "keep_ratios", callback=parse_ratios, metavar="R[,R...]",
@@ -45,12 +42,8 @@ from feather_edge.cli._tables import print_table
 )  # fmt: skip
 @click.option(
     "--budget", type=click.Choice(("equal", "own")), default="equal",
-    help="equal: every method keeps as many tokens at every stage as FEATHER does. own: the "
-    "ratio is each method's own parameter.",
-)  # fmt: skip
-@click.option(
-    "--limit", type=click.IntRange(min=1), show_default="500 scenes, all lines",
-    help="Take the first samples only.",
+    help="equal: every method keeps as many tokens at every stage as FEATHER does, or costs as "
+    "much. own: the ratio is each method's own parameter.",
 )  # fmt: skip
 @box_format_option
 @click.option("--seed", type=click.IntRange(min=0), show_default="the bundle's",
@@ -64,15 +57,15 @@ from feather_edge.cli._tables import print_table
 @backend_options
 @json_option
 def command(
-    *, bundle: Path, task: str, limit: int | None, output: Path, plot: bool, as_json: bool,
-    **options: Any,
+    *, bundle: Path, task: str, output: Path, plot: bool, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Compare criteria at several keep ratios.
 
     Asks BUNDLE questions with known answers, unpruned and pruned. Writes every answer
     (samples.jsonl), summary.json and report.md, plots if asked for, and prints the table.
     """
-    from feather_edge.evaluate.evaluation import Comparison, evaluate
+    from feather_edge.evaluate.comparison import Comparison
+    from feather_edge.evaluate.evaluation import evaluate
     from feather_edge.evaluate.plots import require_matplotlib, write_plots
     from feather_edge.evaluate.report import COLUMNS, table_rows, write_report
     from feather_edge.evaluate.tasks import load_task
@@ -81,7 +74,7 @@ def command(
         require_matplotlib()
     names = ("methods", "keep_ratios", "budget", "seed")
     comparison = Comparison(**only_given(**{name: options.pop(name) for name in names}))
-    loaded = load_task(task, limit=limit)
+    loaded = load_task(task, **{name: options.pop(name) for name in TASK_OPTIONS})
     with counting_bar("samples") as on_progress:
         evaluation = evaluate(
             bundle, loaded, comparison, output=output, on_progress=on_progress, **options

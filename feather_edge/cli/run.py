@@ -11,6 +11,7 @@ import click
 from feather_edge.cli._options import (
     backend_options,
     cuda_graphs_option,
+    deadline_option,
     emit_json,
     json_option,
     pruning_options,
@@ -36,6 +37,7 @@ from feather_edge.cli._requests import request_options
 )
 @click.option("--prompt", required=True, help="What to ask.")
 @pruning_options(default="from the bundle")
+@deadline_option
 @region_options
 @stages_option(default="the bundle's", help_text="Fixed by the export; others are refused.")
 @sampling_options
@@ -70,5 +72,7 @@ def command(
         for token in session.stream(pictures, prompt, **request):
             click.echo(token.text, nl=False)
         click.echo()
+        if session.last_result and session.last_result.deadline:
+            click.echo(session.last_result.deadline.reason, err=True)
         for note in session.notes:
             click.echo(f"note: {note}", err=True)

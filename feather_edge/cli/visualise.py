@@ -62,7 +62,7 @@ def command(
     the answer and its box, and for each stage the kept tokens and the scores as a heat map.
     """
     from feather_edge.runtime.session import Session
-    from feather_edge.viz import visualise
+    from feather_edge.viz import name_of, visualise
 
     with Session.open(bundle, backend=backend, target=target) as session:
         prunings = _prunings(session.pruning, **options)
@@ -73,12 +73,15 @@ def command(
         return
     for result in (shown.unpruned, *shown.results):
         kept = " > ".join(str(stage.num_kept) for stage in result.stages)
-        click.echo(f"{result.stages[0].criterion}: {result.text} (kept {kept})")
+        click.echo(f"{name_of(result)}: {result.text} (kept {kept})")
     click.echo(str(output))
 
 
-def _prunings(base: Pruning, *, prune: tuple[str, ...] | None, **options: Any) -> list[Pruning]:
+def _prunings(
+    base: Pruning, *, prune: tuple[str, ...] | None, pre_prune: str | None, **options: Any
+) -> list[Pruning]:
     """Lay the options that were given over the bundle's own, once for every criterion."""
-    names = prune or (base.criterion,)
-    given = only_given(**options)
-    return [dataclasses.replace(base, criterion=name, **given) for name in names]
+    from feather_edge.pruning.overrides import override_each
+
+    each = [dataclasses.replace(base, criterion=name) for name in prune or (base.criterion,)]
+    return override_each(each, **only_given(pre_criterion=pre_prune, **options))

@@ -8,7 +8,6 @@ the ``Environment`` instead.
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import msgspec
 from feather_edge.engines import _device, _tensorrt
 from feather_edge.engines.jobs import EngineJob, EngineResult, Environment
 from feather_edge.errors import BuildError
+from feather_edge.runtime.memory import peak_rss_mib
 
 __all__ = ["main"]
 
@@ -33,8 +33,7 @@ def _build(job: EngineJob, events: int) -> EngineResult:
         os.write(events, msgspec.json.encode([phase, num_done, num_steps]) + b"\n")
 
     build_s = _tensorrt.build_engine(job, on_phase=on_phase)
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return EngineResult(build_s=round(build_s, 3), peak_rss_mib=round(peak_kib / 1024, 1))
+    return EngineResult(build_s=round(build_s, 3), peak_rss_mib=round(peak_rss_mib(), 1))
 
 
 def main(arguments: list[str]) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from feather_edge.errors import BundleError, RequestError
 from feather_edge.evaluate.boxes import parse_location_tokens
+from feather_edge.evaluate.truth_boxes import BOX_TEXT
 
 if TYPE_CHECKING:
     from feather_edge.bundle import Bundle
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BoxFormat", "BoxReader", "is_same_word"]
 
-BoxFormat = Literal["location-tokens", "pixels", "0-1", "0-1000"]
+BoxFormat = Literal["location-tokens", "location-tokens-yx", "pixels", "0-1", "0-1000"]
 
 MIN_IOU = 0.5
 """An answer finds its thing when the boxes overlap at least this much."""
@@ -37,8 +38,9 @@ class BoxReader:
 
     Attributes:
         box_format: ``location-tokens``: bins of the view; ``0-1`` and ``0-1000``: shares of it;
-            ``pixels``: of the view. Always x0, y0, x1, y1.
-        num_bins: location tokens per axis; only for ``location-tokens``.
+            ``pixels``: of the view. Always x0, y0, x1, y1, but ``location-tokens-yx``, which is
+            y0, x0, y1, x1 as PaliGemma writes it.
+        num_bins: location tokens per axis; only for location tokens.
     """
 
     box_format: BoxFormat
@@ -62,11 +64,11 @@ class BoxReader:
             raise RequestError(
                 f"box format {box_format!r} is unknown; choose {', '.join(get_args(BoxFormat))}"
             )
-        if box_format is not None and box_format != "location-tokens":
+        if box_format is not None and not box_format.startswith("location-tokens"):
             return cls(box_format=box_format)
         num_bins = _num_location_tokens(bundle)
         if num_bins:
-            return cls(box_format="location-tokens", num_bins=num_bins)
+            return cls(box_format=box_format or "location-tokens", num_bins=num_bins)
         if box_format is None:
             return None
         raise RequestError(
@@ -77,9 +79,13 @@ class BoxReader:
     def read(self, text: str, geometry: ViewGeometry) -> Box | None:
         """Return the box in pixels of the view, or None unless the answer is exactly one box."""
         width, height = geometry.view_size
-        if self.box_format == "location-tokens":
-            return parse_location_tokens(text, num_bins=self.num_bins, image_size=(height, width))
-        numbers = [float(number) for number in _NUMBER.findall(text)]
+        if self.box_format.startswith("location-tokens"):
+            is_swapped = self.box_format == "location-tokens-yx"
+            size = (width, height) if is_swapped else (height, width)
+            box = parse_location_tokens(text, num_bins=self.num_bins, image_size=size)
+            return box if box is None or not is_swapped else (box[1], box[0], box[3], box[2])
+        boxes = BOX_TEXT.findall(text)  # the 2 of "bbox_2d" is no coordinate
+        numbers = [float(n) for n in _NUMBER.findall(boxes[0] if len(boxes) == 1 else text)]
         if len(numbers) != 4:
             return None
         units = {"pixels": (1.0, 1.0), "0-1": (width, height)}

@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import zlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,14 +18,12 @@ from feather_edge.bundle import Bundle
 from feather_edge.errors import RequestError
 from feather_edge.evaluate.answers import MIN_IOU, BoxReader, is_same_word
 from feather_edge.evaluate.boxes import intersection_over_union
+from feather_edge.evaluate.comparison import UNPRUNED
 from feather_edge.evaluate.records import Conditions, Record, RecordFile
 from feather_edge.evaluate.summary import Evaluation, summarise
 from feather_edge.images import load_image
 from feather_edge.manifest import MANIFEST_FILE
-from feather_edge.pruning import CRITERION_NAMES, Pruning
-from feather_edge.pruning.forecast import forecast
-from feather_edge.runtime.session import Session, default_pruning
-from feather_edge.runtime.spans import typical_layout
+from feather_edge.runtime.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,79 +32,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from feather_edge.evaluate.answers import BoxFormat
+    from feather_edge.evaluate.comparison import Budget, Comparison
     from feather_edge.evaluate.records import Trial
     from feather_edge.evaluate.tasks import Question, Sample, Task
+    from feather_edge.pruning import Pruning
     from feather_edge.runtime.result import Result
 
     OnProgress = Callable[[int, int], None]
     """Called with the samples done in this run, and all that it has to do."""
 
-__all__ = ["Budget", "Comparison", "equal_shares", "evaluate"]
-
-Budget = Literal["equal", "own"]
-METHODS = tuple(name for name in CRITERION_NAMES if name != "none")
-UNPRUNED = ("none", 1.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """What is compared with the unpruned model.
-
-    Attributes:
-        methods: criteria.
-        keep_ratios: FEATHER's parameter, one after another.
-        budget: ``equal``: at a ratio, every method keeps as many tokens at every stage as FEATHER
-            does, so all cost the same. ``own``: the ratio is each method's own parameter.
-        seed: of ``random``, mixed with the name of each sample; None takes the bundle's.
-    """
-
-    methods: tuple[str, ...] = METHODS
-    keep_ratios: tuple[float, ...] = (0.75, 0.5, 0.25, 0.1)
-    budget: Budget = "equal"
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        for method in self.methods:
-            if method not in METHODS:
-                raise RequestError(
-                    f"method {method!r} is unknown; choose all or some of {', '.join(METHODS)} "
-                    f"(unpruned is always there)"
-                )
-        if self.budget not in get_args(Budget):
-            raise RequestError(f"budget {self.budget!r} is unknown; choose equal or own")
-        for name, values in (("methods", self.methods), ("keep ratios", self.keep_ratios)):
-            if not values or len(set(values)) != len(values):
-                raise RequestError(f"{name} are {values}; give at least one, each of them once")
-
-    def prunings(self, bundle: Bundle) -> dict[tuple[str, float], Pruning]:
-        """Return the request of each method and ratio, the unpruned one first.
-
-        Nothing prunes before the decoder, also where the bundle's recipe does: rows compare what
-        the stages inside it do.
-        """
-        base = dataclasses.replace(default_pruning(bundle), pre_criterion="none")
-        if self.seed is not None:
-            base = dataclasses.replace(base, seed=self.seed)
-        found = {UNPRUNED: dataclasses.replace(base, criterion="none")}
-        for ratio in self.keep_ratios:
-            shares = (ratio,) if self.budget == "own" else equal_shares(bundle, base, ratio)
-            for method in self.methods:
-                request = dataclasses.replace(base, criterion=method, keep_ratio=shares)
-                found[(method, ratio)] = request
-        return found
-
-
-def equal_shares(bundle: Bundle, base: Pruning, keep_ratio: float) -> tuple[float, ...]:
-    """Return the shares of the visual tokens that FEATHER's parameter leaves after each stage.
-
-    The paper has two stages. With more, stage after stage keeps one more power of the ratio.
-    """
-    num_stages = len(bundle.schedule.stages)
-    if num_stages > 2:
-        return tuple(keep_ratio ** (stage + 1) for stage in range(num_stages))
-    feather = dataclasses.replace(base, criterion="feather", keep_ratio=(keep_ratio,))
-    total, *counts = forecast(feather, bundle.schedule, typical_layout(bundle.manifest))
-    return tuple(count / total for count in counts)
+__all__ = ["evaluate"]
 
 
 def evaluate(
@@ -125,7 +59,7 @@ def evaluate(
     """Answer every question of a task with every method and ratio, and compare.
 
     Args:
-        bundle_folder: a bundle with at least one pruning stage.
+        bundle_folder: a bundle; without pruning stages only methods before the decoder differ.
         task: see ``feather_edge.evaluate.tasks.load_task``.
         comparison: what to compare.
         output: folder of the answers; those it holds already are not asked for again.
@@ -140,7 +74,6 @@ def evaluate(
     """
     # 1. What is compared, and how answers are read.
     bundle = Bundle.open(bundle_folder)
-    _require_stages(bundle)
     prunings = comparison.prunings(bundle)
     reader = _box_reader(bundle, task, box_format)
     stated = _conditions(
@@ -235,28 +168,22 @@ def _kept_row(result: Result) -> float:
         np.repeat(np.arange(raster.height) / max(1, raster.height - 1), raster.width)
         for raster in result.rasters
     ]
-    return float(np.mean(np.concatenate(places)[result.stages[0].kept_indices]))
+    every = np.concatenate(places)
+    return float(np.mean(every[result.stages[0].kept_indices] if result.stages else every))
 
 
 def _reseeded(pruning: Pruning, sample: str) -> Pruning:
     """Return the request for one picture: ``random`` must not keep the same tokens of them all."""
-    if pruning.criterion != "random":
+    if "random" not in {pruning.criterion, pruning.pre_criterion}:
         return pruning
     return dataclasses.replace(pruning, seed=pruning.seed + zlib.crc32(sample.encode()))
 
 
 def _entering(result: Result) -> Iterator[int]:
-    yield result.num_visual_tokens
-    for stage in result.stages:
+    before = [stage for stage in result.stages if stage.before_layer == 0]
+    yield before[0].num_kept if before else result.num_visual_tokens
+    for stage in result.stages[len(before) :]:
         yield stage.num_kept
-
-
-def _require_stages(bundle: Bundle) -> None:
-    if not bundle.schedule.stages:
-        raise RequestError(
-            f"{bundle.path} has no pruning stages, so every method is the same; make one with: "
-            f"feather-edge export CHECKPOINT -o BUNDLE --stages LAYER[,LAYER...]"
-        )
 
 
 def _box_reader(bundle: Bundle, task: Task, box_format: BoxFormat | None) -> BoxReader | None:

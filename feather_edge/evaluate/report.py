@@ -28,7 +28,8 @@ NOTES = (
     "bottom, 0.5 no preference.\n"
 )
 BUDGETS = {
-    "equal": "At one ratio every method keeps as many tokens at every stage as FEATHER does.",
+    "equal": "At one ratio every method keeps as many tokens at every stage as FEATHER does; one "
+    "before the decoder (`pre-`) keeps as many as make the prefill cost the same.",
     "own": "Each method takes it as its own parameter, so methods differ in FLOPs.",
 }
 

@@ -1,4 +1,4 @@
-"""What an evaluation asks: generated scenes, or the lines of a user's file.
+"""What an evaluation asks: generated scenes, or the entries of a user's file.
 
 A sample is one picture with its questions. A question has an answer in words (coarse), or a box
 (localisation).
@@ -6,26 +6,30 @@ A sample is one picture with its questions. A question has an answer in words (c
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from feather_edge.errors import RequestError
-from feather_edge.evaluate.scenes import Split, unseen_scenes
+from feather_edge.evaluate.scenes import unseen_scenes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     import numpy as np
     from numpy.typing import NDArray
 
+    from feather_edge.evaluate.scenes import Split
     from feather_edge.images.geometry import Box
 
-__all__ = ["Question", "Sample", "Task", "load_task"]
+__all__ = ["Kind", "Question", "Sample", "Task", "load_task", "of_kind"]
 
-SCENE_TASKS: dict[str, Split] = {"scenes": "test", "scenes-development": "development"}
+Kind = Literal["localisation", "coarse"]
+SceneSplit = Literal["development", "test"]
 NUM_SCENES = 500
+NAMES = ("scenes", "refcoco", "coarse")
+SUFFIXES = (".jsonl", ".json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +49,7 @@ class Question:
     topic: str | None = None
 
     @property
-    def kind(self) -> Literal["localisation", "coarse"]:
+    def kind(self) -> Kind:
         """What the question measures."""
         return "coarse" if self.box is None else "localisation"
 
@@ -68,34 +72,87 @@ class Task:
     samples: tuple[Sample, ...]
 
 
-def load_task(task: str, *, limit: int | None = None) -> Task:
+def load_task(
+    task: str,
+    *,
+    data: Path | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    images: Path | None = None,
+    truth_boxes: str | None = None,
+    ask: str | None = None,
+) -> Task:
     """Return a task.
 
     Args:
-        task: ``scenes`` (500 of the test split), ``scenes-development``, or a ``.jsonl`` file
-            whose lines are ``{"image", "question", "answer"}`` or ``{"image", "question",
-            "box": [x0, y0, x1, y1]}``; images are relative to the file, boxes in their pixels. A
-            ``"topic"`` tells accuracies apart; other keys are left alone.
+        task: ``scenes``: generated pictures with questions of both kinds; ``coarse``: only the
+            questions with an answer in words, of the scenes or of ``data``; ``refcoco``: only
+            those for a place, of ``data``; or a ``.json`` or ``.jsonl`` file, all of it. What
+            files may hold is said in ``feather_edge.evaluate.task_files``.
+        data: file of ``refcoco`` or ``coarse``.
+        split: of the scenes, ``development`` or ``test`` (None); of a file, only the entries whose
+            ``split`` says so.
         limit: take only the first samples; for scenes also more than 500.
+        images: folder of a file's pictures; None is the file's own.
+        truth_boxes: how a file writes boxes; None is pixels.
+        ask: question about an expression, with ``{}`` in its place.
 
     Raises:
-        RequestError: naming file and line of what cannot be used.
+        RequestError: naming file and entry of what cannot be used, or an option without effect.
     """
-    if task in SCENE_TASKS:
-        return _scenes(task, NUM_SCENES if limit is None else limit)
-    path = Path(task)
-    if path.suffix != ".jsonl":
+    kinds: dict[str, Kind] = {"refcoco": "localisation", "coarse": "coarse"}
+    kind = kinds.get(task)
+    file = _file_of(task, data)
+    if file is not None:
+        from feather_edge.evaluate.task_files import FileOptions, read_task
+
+        options = FileOptions.of(split=split, images=images, truth_boxes=truth_boxes, ask=ask)
+        return read_task(file, options, kind=kind, limit=limit)
+    given = {"images": images, "truth-boxes": truth_boxes, "ask": ask}
+    for name, value in given.items():
+        if value is not None:
+            raise RequestError(
+                f"{name} {value} has no effect: task {task} is generated; leave it out, or give a "
+                f"file of your own"
+            )
+    return _scenes(task, kind, split, NUM_SCENES if limit is None else limit)
+
+
+def of_kind(samples: Iterable[Sample], kind: Kind | None) -> Iterator[Sample]:
+    """Yield samples with their questions of one kind, those that have any; None is every kind."""
+    for sample in samples:
+        questions = tuple(each for each in sample.questions if kind in {None, each.kind})
+        if questions:
+            yield dataclasses.replace(sample, questions=questions)
+
+
+def _file_of(task: str, data: Path | None) -> Path | None:
+    """Return the file that a task reads, None for generated scenes."""
+    if task not in NAMES and Path(task).suffix not in SUFFIXES:
         raise RequestError(
-            f"task {task!r} is unknown; choose {' or '.join(SCENE_TASKS)}, or give the path of a "
-            f".jsonl file"
+            f"task {task!r} is unknown; choose {', '.join(NAMES)}, or give the path of a .jsonl "
+            f"or .json file"
         )
-    return _read_lines(path, limit)
+    if task in {"refcoco", "coarse"} and data is not None:
+        return data
+    if data is not None:
+        raise RequestError(
+            f"data {data} has no effect: task {task} asks something else; give it with refcoco or "
+            f"coarse, or as the task itself"
+        )
+    if task == "refcoco":
+        raise RequestError(
+            "task refcoco asks for places in pictures of yours; give its file with --data FILE"
+        )
+    return None if task in NAMES else Path(task)
 
 
-def _scenes(task: str, num_scenes: int) -> Task:
-    split = SCENE_TASKS[task]
+def _scenes(name: str, kind: Kind | None, split: str | None, num_scenes: int) -> Task:
+    split = "test" if split is None else split
+    if split not in get_args(SceneSplit):
+        raise RequestError(f"scenes have no split {split!r}; choose development or test")
     samples = []
-    for index, (scene, questions) in enumerate(unseen_scenes(split, num_scenes)):
+    for index, (scene, questions) in enumerate(unseen_scenes(cast("Split", split), num_scenes)):
         asked = tuple(
             Question(
                 text=question.text,
@@ -106,61 +163,5 @@ def _scenes(task: str, num_scenes: int) -> Task:
             for question in questions
         )
         samples.append(Sample(name=f"{split}/{index}", image=scene.image, questions=asked))
-    return Task(name=task, digest=split, samples=tuple(samples))
-
-
-def _read_lines(path: Path, limit: int | None) -> Task:
-    try:
-        data = path.read_bytes()
-        lines = data.decode("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path} cannot be read: {error}; give a file of JSON lines") from error
-    samples: list[Sample] = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            samples.append(_sample(path, number, line))
-    if not samples:
-        raise RequestError(f"{path} has no lines; give one JSON object a line")
-    digest = hashlib.sha256(data).hexdigest()
-    return Task(name=path.name, digest=digest, samples=tuple(samples[:limit]))
-
-
-def _sample(path: Path, number: int, line: str) -> Sample:
-    place = f"{path}, line {number}"
-    try:
-        entry = json.loads(line)
-    except ValueError as error:
-        raise RequestError(f"{place}: not valid JSON: {error}") from None
-    if not isinstance(entry, dict):
-        raise RequestError(f'{place}: must be an object such as {{"image": ..., "question": ...}}')
-    for key in ("image", "question", *(["topic"] if "topic" in entry else [])):
-        if not isinstance(entry.get(key), str) or not entry[key]:
-            raise RequestError(f"{place}: {key!r} is {entry.get(key)!r}; it must be a text")
-    image = path.parent / entry["image"]
-    if not image.is_file():
-        raise RequestError(f"{place}: image {image} does not exist; paths start at the file")
-    return Sample(name=f"{path.name}:{number}", image=image, questions=(_question(place, entry),))
-
-
-def _question(place: str, entry: dict[str, Any]) -> Question:
-    if ("answer" in entry) == ("box" in entry):
-        raise RequestError(f"{place}: give 'answer' or 'box', exactly one of them")
-    if "answer" in entry:
-        answer = entry["answer"]
-        if not isinstance(answer, str) or not answer.strip():
-            raise RequestError(f"{place}: 'answer' is {answer!r}; it must be a text")
-        return Question(text=entry["question"], answer=answer, topic=entry.get("topic"))
-    box = _box(place, entry["box"])
-    return Question(text=entry["question"], box=box, topic=entry.get("topic"))
-
-
-def _box(place: str, value: Any) -> Box:
-    is_numbers = isinstance(value, list) and all(
-        isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each)
-        for each in value
-    )
-    if not is_numbers or len(value) != 4 or value[0] >= value[2] or value[1] >= value[3]:
-        raise RequestError(
-            f"{place}: 'box' is {value!r}; it must be [x0, y0, x1, y1] in pixels, x0 < x1, y0 < y1"
-        )
-    return (float(value[0]), float(value[1]), float(value[2]), float(value[3]))
+    digest = f"{split} {kind}" if kind else split
+    return Task(name=name, digest=digest, samples=tuple(of_kind(samples, kind)))

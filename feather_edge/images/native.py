@@ -19,7 +19,7 @@ from feather_edge.checkpoint.patch_preprocessing import PatchPreprocessConfig
 from feather_edge.errors import RequestError
 from feather_edge.images.geometry import ViewGeometry
 from feather_edge.images.pixels import normalise, resize_to
-from feather_edge.images.prepared import PreparedImages, Raster
+from feather_edge.images.prepared import TYPICAL_SIZE, PreparedImages, Raster
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +31,6 @@ MAX_ASPECT_RATIO = 200
 MAX_PATCHES = 2**17
 """Of a picture, twice what published models take; a manifest must not exhaust the memory."""
 MAX_HEAD_DIM, MAX_WINDOW_SIDE, MAX_POSITION_SIDE = 1024, 32, 4096
-TYPICAL_SIZE = (640, 480)
-"""Of a camera's picture, (width, height): what engines are tuned for."""
 
 
 class NativeImages(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 TYPICAL_SIZE = (640, 480)
-"""Width and height in pixels of what cameras of robots give."""
+"""Width and height in pixels of a camera's picture: what engines are tuned for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

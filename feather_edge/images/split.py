@@ -11,7 +11,7 @@ import numpy as np
 from feather_edge.checkpoint.preprocessing import PreprocessConfig
 from feather_edge.images.geometry import ViewGeometry
 from feather_edge.images.pixels import check_pixels, normalise, to_rgb
-from feather_edge.images.prepared import PreparedImages, Raster
+from feather_edge.images.prepared import TYPICAL_SIZE, PreparedImages, Raster
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 LONGEST_EDGE = 4096
 """Pixels of the longer side that no resize of these families exceeds."""
-
-TYPICAL_SIZE = (640, 480)
-"""Width and height of a picture of usual shape."""
 
 
 class SplitImages(

@@ -36,11 +36,18 @@ def paper_layer_cost(num_visual_tokens: int, *, hidden_size: int, ffn_size: int)
     return 4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m
 
 
+def segment_costs(
+    schedule: PruningSchedule, tokens_per_segment: Sequence[int], cost: Callable[[int], int]
+) -> list[int]:
+    """Return each segment's cost when segment i runs over ``tokens_per_segment[i]`` tokens."""
+    return [
+        segment.num_layers * cost(tokens)
+        for segment, tokens in zip(schedule.segments, tokens_per_segment, strict=True)
+    ]
+
+
 def schedule_cost(
     schedule: PruningSchedule, tokens_per_segment: Sequence[int], cost: Callable[[int], int]
 ) -> int:
-    """Return the cost of all layers when segment i runs over ``tokens_per_segment[i]`` tokens."""
-    return sum(
-        segment.num_layers * cost(tokens)
-        for segment, tokens in zip(schedule.segments, tokens_per_segment, strict=True)
-    )
+    """Return the cost of all layers; see ``segment_costs``."""
+    return sum(segment_costs(schedule, tokens_per_segment, cost))

@@ -24,12 +24,14 @@ from feather_edge.pruning.selection import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
     from feather_edge.pruning.layout import Layout
     from feather_edge.pruning.request import Pruning
+
+    ValueScore = Callable[[NDArray[np.float32], Layout], NDArray[np.float32]]
 
 ScoreRotation = Literal["none", "rotary"]
 ScoreDomain = Literal["visual", "sequence"]
@@ -50,6 +52,9 @@ class StagePlan:
         ranks: [S], the criterion's own ranking in place of the graph's scores, higher is kept.
         score_rotation: ``none`` scores without rotary embedding (FEATHER), ``rotary`` with it.
         score_domain: softmax over the visual tokens or over the whole sequence.
+        value_score: from the values [Hkv, S, Dh] of the layer before the stage, which the cache
+            holds, to scores [S] in place of the graph's.
+        resets_positions: the rows that leave are numbered anew, 0, 1, 2 ...
     """
 
     quotas: tuple[int, ...]
@@ -58,20 +63,23 @@ class StagePlan:
     ranks: NDArray[np.float32] | None = None
     score_rotation: ScoreRotation = "none"
     score_domain: ScoreDomain = "visual"
+    value_score: ValueScore | None = None
+    resets_positions: bool = False
 
     @property
     def uses_scores(self) -> bool:
-        """Whether the graph's scores decide anything."""
+        """Whether scores decide anything."""
         return self.ranks is None
 
     @property
     def needs_host(self) -> bool:
         """Whether one top-k cannot express the plan.
 
-        A union's size depends on the scores, and a quota for each of several images needs a
-        top-k per image; both read the scores back and choose rows with ``select``.
+        A union's size depends on the scores, a quota for each of several images needs a top-k
+        per image, and scores of values come from the host; all three choose rows with ``select``.
         """
-        return self.is_union or (self.uses_scores and len(self.quotas) > 1)
+        has_several = self.uses_scores and len(self.quotas) > 1
+        return self.is_union or has_several or self.value_score is not None
 
     def quotas_within(self, layout: Layout) -> tuple[int, ...]:
         """Return the quotas after the user's regions: enough for the protected, none forbidden."""

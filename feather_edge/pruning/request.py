@@ -23,8 +23,8 @@ class Pruning:
 
     Attributes:
         criterion: ``feather``, ``fastv`` (softmax over visual tokens), ``fastv-full`` (softmax
-            over the whole sequence, as FastV's own code), ``pyramiddrop``, ``ivc``, ``uniform``,
-            ``random`` or ``none``.
+            over the whole sequence, as FastV's own code), ``pyramiddrop``, ``pyramiddrop-reset``,
+            ``ivc``, ``ivc-value``, ``uniform``, ``random`` or ``none``.
         keep_ratio: one value is the method's own parameter (FEATHER: 1 - R of the paper, so its
             second stage keeps the square; PyramidDrop: lambda, kept again at each stage; the
             others: the share that the first stage keeps). One value per stage gives the share of
@@ -34,7 +34,7 @@ class Pruning:
             dependent union of the best and the grid (``ivc``: the coordinate tokens).
         seed: of ``random``.
         pre_criterion: what prunes before the decoder, on the vision features: ``uniform``,
-            ``random``, ``divprune``, ``dart``, ``cdpruner`` or ``none``.
+            ``random``, ``divprune``, ``dart``, ``cdpruner``, ``pooling`` or ``none``.
         pre_keep_ratio: share of the visual tokens that it lets into the decoder.
     """
 

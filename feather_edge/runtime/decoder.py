@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feather_edge.errors import BackendError
-from feather_edge.graphs import DEEPSTACK_EMBEDS
+from feather_edge.graphs import DECODER, DEEPSTACK_EMBEDS
 from feather_edge.pruning.criteria import criterion
 from feather_edge.pruning.scores import score_mask
 from feather_edge.runtime.kv_cache import segment_cache
 from feather_edge.runtime.masks import prompt_mask, step_mask
 from feather_edge.runtime.rotary import prompt_coordinates, rotary_tables
+from feather_edge.runtime.timing import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,6 +43,7 @@ class PrunedStage:
         layout: of the rows that left it.
         scores: [S] of the rows that entered; None where the graph's scores decided nothing.
         quota_change: tokens more than the criterion asked for, for the user's regions.
+        is_merged: whether a kept token stands for several, averaged.
     """
 
     before_layer: int
@@ -49,16 +51,23 @@ class PrunedStage:
     layout: Layout
     scores: NDArray[np.float32] | None = None
     quota_change: int = 0
+    is_merged: bool = False
 
 
 @dataclass(kw_only=True)
 class _Rows:
-    """The rows between two segments: handles of [B, S, D] and [B, S, Dh/2], and their layout."""
+    """The rows between two segments: handles of [B, S, D] and [B, S, Dh/2], and their layout.
+
+    ``coordinates`` [axes, S] are what the rotary tables turn by: those of the unpruned prompt,
+    unless a stage has numbered its rows anew; ``lag`` is how far that numbering is behind.
+    """
 
     hidden: Tensor
     cos: Tensor
     sin: Tensor
     layout: Layout
+    coordinates: NDArray[np.int64]
+    lag: int = 0
 
 
 class DecoderChain:
@@ -71,6 +80,12 @@ class DecoderChain:
         backend: that opened the graphs.
         max_new_tokens: of the answer; room for them where a graph leaves the capacity of its
             caches open. The default is for chains that only prefill.
+        watch: None makes one.
+
+    Attributes:
+        watch: notes each segment's prefill under its graph's name, and the host's part in pruning
+            as ``prune``.
+        next_position: of the token that comes next.
     """
 
     def __init__(
@@ -81,7 +96,9 @@ class DecoderChain:
         backend: Backend,
         *,
         max_new_tokens: int = 1,
+        watch: Stopwatch | None = None,
     ) -> None:
+        self.watch = Stopwatch() if watch is None else watch
         self._graphs = graphs
         self._manifest = manifest
         self._schedule = schedule
@@ -92,6 +109,8 @@ class DecoderChain:
         ]
         self._slots = [np.empty(0, np.int64) for _ in schedule.segments]
         self.next_position = 0
+        self._lags = [0] * len(schedule.segments)
+        """How far each segment's numbering is behind, where a stage has begun a new one."""
         self._planes: dict[str, Tensor] = {}
 
     def prefill(
@@ -113,16 +132,24 @@ class DecoderChain:
         Returns:
             Logits [V] of the next token, and what each stage did.
         """
-        coordinates = self._coordinates(layout)
-        cos, sin = self._tables(coordinates[:, layout.positions])
-        rows = _Rows(hidden=self._upload(embeds[None]), cos=cos, sin=sin, layout=layout)
+        every = self._coordinates(layout)
+        self.next_position = int(every.max()) + 1
+        coordinates = every[:, layout.positions]
+        cos, sin = self._tables(coordinates)
+        rows = _Rows(
+            hidden=self._upload(embeds[None]),
+            cos=cos,
+            sin=sin,
+            layout=layout,
+            coordinates=coordinates,
+        )
         self._planes = {} if planes is None else self._named_planes(planes)
         stages: list[PrunedStage] = []
         for index, before_layer in enumerate(self._schedule.stages):
             rows, stage = self._prefill_segment(index, rows, pruning, before_layer)
             stages.append(stage)
+            self._lags[index + 1] = rows.lag
         logits = self._last_segment(rows)
-        self.next_position = int(coordinates.max()) + 1
         zeros = np.zeros((len(self._planes), 1, embeds.shape[-1]), self._dtype)
         self._planes = self._named_planes(zeros)  # new tokens are text
         return logits, stages
@@ -130,11 +157,15 @@ class DecoderChain:
     def decode_step(self, embed: NDArray[Any]) -> NDArray[np.float32]:
         """Consume one new token's embedding [D]; returns logits [V] of the one after it.
 
-        Positions go on after the unpruned prompt, as if nothing had been pruned.
+        Positions go on after the unpruned prompt, as if nothing had been pruned; after a stage
+        that numbers its rows anew, they go on after those.
         """
-        cos, sin = self._tables(np.array([self.next_position]))
+        tables = {
+            lag: self._tables(np.array([self.next_position - lag])) for lag in set(self._lags)
+        }
         hidden = self._upload(embed[None, None])
         for index in range(len(self._schedule.stages)):
+            cos, sin = tables[self._lags[index]]
             inputs = {
                 **self._segment_inputs(index, hidden, cos, sin),
                 **self._one_row_passes,
@@ -142,7 +173,7 @@ class DecoderChain:
             outputs = self._run(index, inputs, num_rows=1)
             hidden = outputs["kept_hidden_states"]
         last = len(self._graphs) - 1
-        inputs = self._segment_inputs(last, hidden, cos, sin)
+        inputs = self._segment_inputs(last, hidden, *tables[self._lags[last]])
         self.next_position += 1
         return self._logits(self._run(last, inputs, num_rows=1))
 
@@ -156,31 +187,24 @@ class DecoderChain:
         self, index: int, rows: _Rows, pruning: Pruning | None, before_layer: int
     ) -> tuple[_Rows, PrunedStage]:
         layout, num_rows = rows.layout, rows.layout.num_rows
-        plan = None
-        if pruning is not None and pruning.criterion != "none":
-            num_stages = len(self._schedule.stages)
-            plan = criterion(pruning.criterion).plan(pruning, index, num_stages, layout)
-        num_leaving = _num_leaving(plan, layout)
-        change = 0 if plan is None else plan.quota_change(layout)
-        self._check_room(index, num_leaving, self._graphs[index].limits.max_kept, change)
-        inputs = {
-            **self._segment_inputs(index, rows.hidden, rows.cos, rows.sin, layout),
-            **self._plan_inputs(index, plan, layout, num_kept=num_leaving),
-        }
-        outputs = self._run(index, inputs, num_rows=num_rows)
-        scores = None if plan is None else self._scores(index, outputs, plan)
-        if plan is not None and scores is not None and plan.needs_host:
-            kept = plan.select(scores, layout)
-            survivors = [
-                self._backend.take_rows(outputs[name], kept)
-                for name in ("kept_hidden_states", "kept_cos", "kept_sin")
-            ]
-        else:
-            kept = self._backend.download(outputs["kept_indices"])[0]
+        with self.watch.stage("prune"):
+            plan = self._plan(index, layout, pruning)
+            num_leaving = _num_leaving(plan, layout)
+            change = 0 if plan is None else plan.quota_change(layout)
+            self._check_room(index, num_leaving, self._graphs[index].limits.max_kept, change)
+            prune_inputs = self._plan_inputs(index, plan, rows, num_kept=num_leaving)
+        with self.watch.stage(DECODER.format(index)):
+            entering = self._segment_inputs(index, rows.hidden, rows.cos, rows.sin, rows)
+            outputs = self._run(index, {**entering, **prune_inputs}, num_rows=num_rows)
+            kept = self._backend.download(outputs["kept_indices"])[0]  # waits for the device
+        with self.watch.stage("prune"):
+            scores = None if plan is None else self._scores(index, outputs, plan, layout)
             survivors = [outputs[n] for n in ("kept_hidden_states", "kept_cos", "kept_sin")]
-        self._check_room(index, len(kept), self._graphs[index + 1].limits.max_rows, change)
-        hidden, cos, sin = survivors
-        pruned = _Rows(hidden=hidden, cos=cos, sin=sin, layout=layout.keep(kept))
+            if plan is not None and scores is not None and plan.needs_host:
+                kept = plan.select(scores, layout)
+                survivors = [self._backend.take_rows(tensor, kept) for tensor in survivors]
+            self._check_room(index, len(kept), self._graphs[index + 1].limits.max_rows, change)
+            pruned = self._survivors(plan, rows, kept, survivors)
         return pruned, PrunedStage(
             before_layer=before_layer,
             criterion="none" if plan is None or pruning is None else pruning.criterion,
@@ -202,22 +226,48 @@ class DecoderChain:
             f"--max-keep-ratio"
         )
 
+    def _plan(self, index: int, layout: Layout, pruning: Pruning | None) -> StagePlan | None:
+        """Return what stage ``index`` shall keep; None lets every row pass."""
+        if pruning is None or pruning.criterion == "none":
+            return None
+        num_stages = len(self._schedule.stages)
+        return criterion(pruning.criterion).plan(pruning, index, num_stages, layout)
+
+    def _survivors(
+        self,
+        plan: StagePlan | None,
+        rows: _Rows,
+        kept: NDArray[np.int64],
+        survivors: Sequence[Tensor],
+    ) -> _Rows:
+        """Return the rows that left a stage, with new rotary tables if it numbers them anew."""
+        hidden, cos, sin = survivors
+        layout, coordinates, lag = rows.layout.keep(kept), rows.coordinates[:, kept], rows.lag
+        if plan is not None and plan.resets_positions:
+            coordinates = np.arange(layout.num_rows)[None]
+            lag = self.next_position - layout.num_rows
+            cos, sin = self._tables(coordinates)
+        return _Rows(
+            hidden=hidden, cos=cos, sin=sin, layout=layout, coordinates=coordinates, lag=lag
+        )
+
     def _last_segment(self, rows: _Rows) -> NDArray[np.float32]:
         last, num_rows = len(self._graphs) - 1, rows.layout.num_rows
-        inputs = self._segment_inputs(last, rows.hidden, rows.cos, rows.sin, rows.layout)
-        return self._logits(self._run(last, inputs, num_rows=num_rows))
+        with self.watch.stage(DECODER.format(last)):
+            inputs = self._segment_inputs(last, rows.hidden, rows.cos, rows.sin, rows)
+            return self._logits(self._run(last, inputs, num_rows=num_rows))
 
     def _plan_inputs(
-        self, index: int, plan: StagePlan | None, layout: Layout, *, num_kept: int
+        self, index: int, plan: StagePlan | None, rows: _Rows, *, num_kept: int
     ) -> dict[str, Tensor]:
         """Return the prune inputs of a stage; without a plan every row passes."""
+        layout = rows.layout
         if plan is None:
             zeros = np.zeros((1, layout.num_rows), np.float32)
             identity = self._identity_tables(layout.num_rows)
             return self._prune_inputs(zeros, zeros, *identity, num_kept=num_kept)
         if plan.score_rotation == "rotary":
-            coordinates = self._coordinates(layout)[:, layout.positions]
-            cos, sin = rotary_tables(self._score_rotary(index), coordinates)
+            cos, sin = rotary_tables(self._score_rotary(index), rows.coordinates)
             tables = (cos[None], sin[None])
         else:
             tables = self._identity_tables(layout.num_rows)
@@ -244,10 +294,12 @@ class DecoderChain:
         }
 
     def _segment_inputs(
-        self, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, layout: Layout | None = None
+        self, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, rows: _Rows | None = None
     ) -> dict[str, Tensor]:
-        """Return the inputs of a segment: for the rows of ``layout``, or for a decode step's."""
+        """Return the inputs of a segment: for the prompt's ``rows``, or for a decode step's."""
+        layout = None if rows is None else rows.layout
         positions = np.array([self.next_position]) if layout is None else layout.positions
+        turned_by = positions - self._lags[index] if rows is None else rows.coordinates
         self._slots[index] = np.concatenate([self._slots[index], positions])
         cache_inputs = self._caches[index].inputs(len(positions))
         available: dict[str, Callable[[], Tensor]] = {
@@ -257,7 +309,7 @@ class DecoderChain:
         }
         local = self._manifest.local_attention
         if local is not None:
-            local_cos, local_sin = rotary_tables(local.rotary or self._manifest.rotary, positions)
+            local_cos, local_sin = rotary_tables(local.rotary or self._manifest.rotary, turned_by)
             available |= {
                 "local_cos": lambda: self._upload(local_cos[None]),
                 "local_sin": lambda: self._upload(local_sin[None]),
@@ -304,11 +356,17 @@ class DecoderChain:
         return outputs
 
     def _scores(
-        self, index: int, outputs: dict[str, Tensor], plan: StagePlan
+        self, index: int, outputs: dict[str, Tensor], plan: StagePlan, layout: Layout
     ) -> NDArray[np.float32] | None:
         if not plan.uses_scores:
             return None
-        scores: NDArray[np.float32] = self._backend.download(outputs["scores"])[0]
+        scores: NDArray[np.float32]
+        if plan.value_score is None:
+            scores = self._backend.download(outputs["scores"])[0]
+        else:
+            cache = self._caches[index]
+            values = self._backend.download(cache.last_values)[0, :, : cache.length]
+            scores = plan.value_score(values.astype(np.float32), layout)
         if not np.isfinite(scores).all():
             raise BackendError(
                 f"graph decoder_{index} gave {np.count_nonzero(~np.isfinite(scores))} pruning "

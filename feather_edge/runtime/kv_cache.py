@@ -57,6 +57,11 @@ class SegmentCache(ABC):
     def inputs(self, num_new: int) -> dict[str, Tensor]:
         """Return the cache as inputs of a run over ``num_new`` more rows."""
 
+    @property
+    def last_values(self) -> Tensor:
+        """Values of the segment's last layer [B, Hkv, slots, Dh], the first ``length`` filled."""
+        return self._tensors[self._specs[-1].name]
+
     def update(self, outputs: Mapping[str, Tensor], *, num_new: int) -> None:
         """Take over the cache from the graph's outputs after ``num_new`` rows."""
         self._tensors |= {past: outputs[name] for name, past in self._caches.items()}

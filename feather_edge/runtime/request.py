@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from feather_edge.pruning.pre_decoder import pre_plan
+from feather_edge.pruning.criteria import CRITERIA
+from feather_edge.pruning.pre_decoder import pre_quotas, prune_before_decoder
 from feather_edge.runtime.decoder import PrunedStage
 from feather_edge.runtime.result import FinishReason, StageResult, Token
 
@@ -41,16 +42,17 @@ class Run:
         """Run the prompt [S, D] with its planes [planes, S, D]; returns logits [V]."""
         layout = self.layout
         if self.pruning is not None and self.pruning.pre_criterion != "none":
-            plan = pre_plan(self.pruning, layout, embeds)
-            kept = plan.select(np.zeros(layout.num_rows), layout)
-            embeds, planes, change = embeds[kept], planes[:, kept], plan.quota_change(layout)
-            layout = layout.keep(kept)
+            with self.chain.watch.stage("prune"):
+                entered = prune_before_decoder(self.pruning, layout, embeds)
+                embeds, planes = entered.embeds, planes[:, entered.rows]
+                layout = layout.keep(entered.rows)
             self.stages.append(
                 PrunedStage(
                     before_layer=0,
                     criterion=self.pruning.pre_criterion,
                     layout=layout,
-                    quota_change=change,
+                    quota_change=layout.num_kept - sum(pre_quotas(self.pruning, layout)),
+                    is_merged=entered.is_merged,
                 )
             )
         logits, stages = self.chain.prefill(embeds, layout, self.pruning, planes=planes)
@@ -77,6 +79,7 @@ class Run:
                     criterion=stage.criterion,
                     selection=self._selection(stage),
                     quota_change=stage.quota_change,
+                    is_merged=stage.is_merged,
                     kept_indices=kept,
                     scores=_visual_scores(stage, before),
                 )
@@ -85,7 +88,8 @@ class Run:
         return tuple(results)
 
     def _selection(self, stage: PrunedStage) -> str:
-        if self.pruning is None or stage.before_layer == 0:
+        method = CRITERIA.get(stage.criterion)
+        if self.pruning is None or method is None or "selection" not in method.options:
             return "fill"
         return self.pruning.selection
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from feather_edge.images import Raster
+    from feather_edge.runtime.calibration import DeadlineChoice
 
 FinishReason = Literal["stop", "length"]
 
@@ -35,7 +36,9 @@ class StageResult:
         selection: ``fill`` or ``union``.
         quota_change: how many tokens more than the criterion's own count the stage had to keep
             for protected regions; negative where forbidden regions left fewer.
-        kept_indices: [num_kept] into the prompt's visual tokens, ascending.
+        is_merged: whether a kept token stands for several that were averaged (``pooling``).
+        kept_indices: [num_kept] into the prompt's visual tokens, ascending; of merged tokens, the
+            one in the middle.
         scores: [num_visual_tokens] as the stage ranked them, NaN where a token was already gone;
             None without scores. Not part of ``to_dict``.
     """
@@ -46,6 +49,7 @@ class StageResult:
     criterion: str
     selection: str
     quota_change: int
+    is_merged: bool
     kept_indices: NDArray[np.int64]
     scores: NDArray[np.float32] | None = field(default=None, repr=False)
 
@@ -65,11 +69,18 @@ class Result:
         stages: one entry per pruning stage of the bundle, after that of the stage before the
             decoder if the request has one.
         reason: why nothing was pruned; None when something was.
+        deadline: which keep ratio a deadline led to, and why; None without one.
         preprocess_ms: images and prompt to arrays.
         vision_ms: vision encoder.
         prefill_ms: all decoder segments over the prompt, pruning included.
-        ttft_ms: from the call to the first token id.
+        segment_ms: the part of each segment in it, in order; its end ranks and gathers tokens.
+        prune_ms: the host's part in it: asking for tokens, and taking over those that were kept.
+        ttft_ms: from the call to the first token id, waiting for other requests included.
         tpot_ms: mean time of each further token; None for one token.
+        itl_ms: the time of each of them, the end token included. What the reader of a stream does
+            between two tokens does not count.
+        load_ms: how long it took to open the session.
+        peak_rss_mib: most host memory of the process until now.
         backend: what ran the graphs, and where.
         precision: of the graphs.
         notes: how the backend ran, where that is not as one might expect.
@@ -83,11 +94,17 @@ class Result:
     rasters: tuple[Raster, ...]
     stages: tuple[StageResult, ...]
     reason: str | None
+    deadline: DeadlineChoice | None
     preprocess_ms: float
     vision_ms: float
     prefill_ms: float
+    segment_ms: tuple[float, ...]
+    prune_ms: float
     ttft_ms: float
     tpot_ms: float | None
+    itl_ms: tuple[float, ...]
+    load_ms: float
+    peak_rss_mib: float
     backend: str
     device: str
     precision: str
@@ -98,8 +115,9 @@ class Result:
         record = {
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "stages"
         }
-        record["token_ids"] = list(self.token_ids)
-        record["notes"] = list(self.notes)
+        record["deadline"] = None if self.deadline is None else self.deadline.to_dict()
+        for name in ("token_ids", "segment_ms", "itl_ms", "notes"):
+            record[name] = list(record[name])
         record["rasters"] = [
             {
                 "image": raster.image,
@@ -117,6 +135,7 @@ class Result:
                 "criterion": stage.criterion,
                 "selection": stage.selection,
                 "quota_change": stage.quota_change,
+                "is_merged": stage.is_merged,
                 "kept_indices": stage.kept_indices.tolist(),
             }
             for stage in self.stages

@@ -9,20 +9,24 @@ Example::
 
 from __future__ import annotations
 
+import threading
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from feather_edge.bundle import Bundle
-from feather_edge.checkpoint.reader import read_tensors
 from feather_edge.errors import BackendError, BundleError, RequestError
-from feather_edge.graphs import EMBED_TOKENS_TENSOR
 from feather_edge.images import load_image
 from feather_edge.pruning import Layout, Pruning, criterion
-from feather_edge.pruning.pre_criteria import pre_criterion
+from feather_edge.pruning.pre_criteria import require_pre_criterion
 from feather_edge.pruning.request import unpruned_reason
 from feather_edge.runtime.backends import Backend, create_backend
+from feather_edge.runtime.calibration import Deadlines
 from feather_edge.runtime.decoder import DecoderChain
+from feather_edge.runtime.embeddings import open_embeddings
+from feather_edge.runtime.memory import peak_rss_mib
 from feather_edge.runtime.prompt import PromptFormatter
 from feather_edge.runtime.regions import mark_regions
 from feather_edge.runtime.request import Answer, Run
@@ -32,7 +36,7 @@ from feather_edge.runtime.spans import place_spans, prompt_layout
 from feather_edge.runtime.timing import Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -43,21 +47,29 @@ if TYPE_CHECKING:
     from feather_edge.images import PreparedImages
     from feather_edge.images.pixels import ImageSource
     from feather_edge.pruning import Region
+    from feather_edge.runtime.calibration import DeadlineChoice
     from feather_edge.runtime.prompt import EncodedPrompt, Message
 
 DEFAULT_MAX_NEW_TOKENS = 128
 
 
 class Session:
-    """An opened bundle, ready to generate. Not safe for use from several threads at once.
+    """An opened bundle, ready to generate.
+
+    Several threads may share a session, and one thread may read several streams of it in turn:
+    each request has caches of its own, and requests take turns at the graphs, one encoder run,
+    prefill or decode step at a time. A stream that is closed or dropped midway leaves nothing
+    behind; one whose session is closed meanwhile ends with an error.
 
     Attributes:
         bundle: what was opened.
         pruning: what a request that asks for nothing else gets: the bundle's recipe.
-        last_result: the record of the last finished answer.
+        last_result: the record of the answer that finished last, in whichever thread.
+        load_ms: how long it took to open.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        start_s = time.perf_counter()
         manifest = bundle.manifest
         self.bundle = bundle
         self.pruning = default_pruning(bundle)
@@ -71,8 +83,11 @@ class Session:
             for graph in (bundle.vision_encoder, *bundle.decoders)
         )
         self._vision, self._decoders = vision, decoders
-        self._embeddings = _open_embeddings(bundle)
+        self._embeddings = open_embeddings(bundle)
+        self._deadlines = Deadlines(bundle, backend)
+        self._lock = threading.Lock()
         self._is_open = True
+        self.load_ms = (time.perf_counter() - start_s) * 1e3
 
     @classmethod
     def open(
@@ -81,6 +96,7 @@ class Session:
         *,
         backend: str | Backend = "auto",
         target: str | None = None,
+        num_threads: int | None = None,
         cuda_graphs: bool = True,
     ) -> Session:
         """Open a bundle.
@@ -90,6 +106,7 @@ class Session:
             backend: a backend's name, or one of your own.
             target: whose engines a TensorRT backend runs, as ``agx-orin-64gb``; None takes those
                 of the only target there is.
+            num_threads: of one graph run on the CPU; None lets the backend choose.
             cuda_graphs: whether TensorRT's decode steps may be captured as CUDA graphs, which
                 happens where KV caches are updated in place; ``notes`` say why not.
 
@@ -97,15 +114,19 @@ class Session:
             BundleError: if the folder is no valid bundle.
             BackendError: if the backend is missing or cannot load a graph.
         """
+        start_s = time.perf_counter()
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if isinstance(backend, str):
-            return cls(
-                opened, create_backend(backend, opened, target=target, cuda_graphs=cuda_graphs)
+            backend = create_backend(
+                backend, opened, target=target, num_threads=num_threads, cuda_graphs=cuda_graphs
             )
-        if target is not None or not cuda_graphs:
-            option = "cuda_graphs" if target is None else f"target {target}"
-            raise BackendError(f"{option} goes with a backend's name, not with your own")
-        return cls(opened, backend)
+        elif target is not None or num_threads is not None or not cuda_graphs:
+            given = [f"target {target}"] if target is not None else []
+            given += [f"num_threads {num_threads}"] if num_threads is not None else ["cuda_graphs"]
+            raise BackendError(f"{given[0]} goes with a backend's name, not with your own")
+        session = cls(opened, backend)
+        session.load_ms = (time.perf_counter() - start_s) * 1e3
+        return session
 
     def __enter__(self) -> Self:
         return self
@@ -119,16 +140,26 @@ class Session:
         self.close()
 
     @property
+    def backend(self) -> Backend:
+        """What runs the graphs."""
+        self._require_open()
+        return self._backend
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What there is to know of how the backend runs, such as what it leaves out."""
         return self._backend.notes if self._is_open else ()
 
     def close(self) -> None:
-        """Let go of graphs, weights and device; a closed session can only be closed again."""
-        if self._is_open:
-            self._is_open = False
-            self._decoders = []
-            del self._vision, self._embeddings, self._backend
+        """Let go of graphs, weights and device; a closed session can only be closed again.
+
+        Waits for the step that another thread is at; its stream then ends with an error.
+        """
+        with self._lock:
+            if self._is_open:
+                self._is_open = False
+                self._decoders = []
+                del self._vision, self._embeddings, self._backend
 
     def generate(
         self,
@@ -139,20 +170,23 @@ class Session:
         regions: Sequence[Region] = (),
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
+        deadline_ms: float | None = None,
     ) -> Result:
         """Answer a prompt about images; see ``stream`` for the arguments and errors."""
-        for _ in self.stream(
+        tokens = self.stream(
             images,
             prompt,
             pruning=pruning,
             regions=regions,
             sampling=sampling,
             max_new_tokens=max_new_tokens,
-        ):
-            pass
-        if self.last_result is None:  # pragma: no cover - stream always leaves a result
-            raise AssertionError("stream ended without a result")
-        return self.last_result
+            deadline_ms=deadline_ms,
+        )
+        try:
+            while True:
+                next(tokens)
+        except StopIteration as end:
+            return cast("Result", end.value)
 
     def stream(
         self,
@@ -163,7 +197,8 @@ class Session:
         regions: Sequence[Region] = (),
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
-    ) -> Iterator[Token]:
+        deadline_ms: float | None = None,
+    ) -> Generator[Token, None, Result]:
         """Answer a prompt about images, token by token; ``last_result`` has the record after.
 
         Args:
@@ -173,15 +208,16 @@ class Session:
             regions: boxes in the images whose tokens every stage keeps, or none of them does.
             sampling: how to choose tokens; None is greedy.
             max_new_tokens: None takes the checkpoint's own limit, or 128.
+            deadline_ms: time to the first token, for which ``feather-edge tune`` has measured what
+                to keep on this device; in place of ``pruning``. The result says what it led to.
 
         Raises:
-            RequestError: if an image, the prompt or an option cannot be used.
+            RequestError: if an image, the prompt or an option cannot be used, or there is a
+                deadline and no table of times that holds here.
             BackendError: if a graph fails.
         """
-        if not self._is_open:
-            raise RequestError("the session is closed; open another with Session.open")
+        self._require_open()
         watch = Stopwatch()
-        pruning = self.pruning if pruning is None else pruning
         sampler = Sampler(Sampling() if sampling is None else sampling)
         # 1. The vision encoder's inputs, and prompt ids [S] with an id per visual token.
         with watch.stage("preprocess"):
@@ -190,17 +226,19 @@ class Session:
             encoded = self._prompt.encode(prompt, images=prepared.prompt_pieces)
             layout = self._layout(encoded, prepared, pictures, regions)
             limit = self._max_new_tokens(max_new_tokens, layout)
+            deadline = self._deadlines.choose(deadline_ms, layout, pruning=pruning)
+            asked = deadline.rung.pruning if deadline else pruning or self.pruning
         # 2. Visual tokens [V, D], and further planes of them where the decoder adds such.
-        with watch.stage("vision"):
+        with self._turn(), watch.stage("vision"):
             features, *deep = self._encode_images(prepared)
         # 3. Splice them into the prompt's embeddings; 4. run the segments, pruning in between.
-        with watch.stage("prefill"):
+        with self._turn(), watch.stage("prefill"):
             embeds = self._embeddings[encoded.prompt_ids]  # [S, D]
             embeds[encoded.is_image] = features
             planes = np.zeros((len(deep), *embeds.shape), embeds.dtype)
             for plane, values in zip(planes, deep, strict=True):
                 plane[encoded.is_image] = values
-            run = self._begin(layout, pruning, limit)
+            run = self._begin(layout, asked, watch, limit)
             logits = run.prefill(embeds, planes)
         # 5. Decode: each token passes the same graphs, over each segment's own cache.
         answer = Answer(limit=limit, decoder=self._prompt.stream_decoder())
@@ -212,11 +250,31 @@ class Session:
                 if rest := answer.flush():  # text held back for a character to complete
                     yield Token(token_id=token_id, text=rest)
                 break
-            yield answer.add(token_id)
+            token = answer.add(token_id)
+            with watch.pause():
+                yield token
             if answer.is_full:
                 break
-            logits = run.chain.decode_step(self._embeddings[token_id])
-        self.last_result = self._result(watch, prepared, run, answer)
+            with self._turn():
+                logits = run.chain.decode_step(self._embeddings[token_id])
+        result = self._result(watch, prepared, run, answer, deadline)
+        self.last_result = result
+        return result
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait until no other request is at the graphs.
+
+        The lock is never held while a consumer has a token: a stream that nobody reads on would
+        block all others.
+        """
+        with self._lock:
+            self._require_open()
+            yield
+
+    def _require_open(self) -> None:
+        if not self._is_open:
+            raise RequestError("the session is closed; open another with Session.open")
 
     def _layout(
         self,
@@ -272,12 +330,13 @@ class Session:
             return features
         return np.stack([prepared.arrange(output) for output in features])
 
-    def _begin(self, layout: Layout, pruning: Pruning, max_new_tokens: int) -> Run:
+    def _begin(
+        self, layout: Layout, pruning: Pruning, watch: Stopwatch, max_new_tokens: int
+    ) -> Run:
         schedule = self.bundle.schedule
         if pruning.criterion != "none":
             criterion(pruning.criterion)  # unknown is wrong also where nothing can be pruned
-        if pruning.pre_criterion != "none":
-            pre_criterion(pruning.pre_criterion)
+        require_pre_criterion(pruning.pre_criterion)
         reason = unpruned_reason(pruning, layout, len(schedule.stages))
         if reason and (layout.is_protected | layout.is_forbidden).any():
             raise RequestError(f"regions have no effect, since {reason}; prune, or leave them out")
@@ -287,11 +346,17 @@ class Session:
             schedule,
             self._backend,
             max_new_tokens=max_new_tokens,
+            watch=watch,
         )
         return Run(chain=chain, layout=layout, pruning=None if reason else pruning, reason=reason)
 
     def _result(
-        self, watch: Stopwatch, prepared: PreparedImages, run: Run, answer: Answer
+        self,
+        watch: Stopwatch,
+        prepared: PreparedImages,
+        run: Run,
+        answer: Answer,
+        deadline: DeadlineChoice | None,
     ) -> Result:
         return Result(
             text=answer.text,
@@ -302,11 +367,17 @@ class Session:
             rasters=prepared.rasters,
             stages=run.stage_results(),
             reason=run.reason_unpruned(),
+            deadline=deadline,
             preprocess_ms=watch.stage_ms["preprocess"],
             vision_ms=watch.stage_ms["vision"],
             prefill_ms=watch.stage_ms["prefill"],
+            segment_ms=tuple(watch.stage_ms[graph.name] for graph in self.bundle.decoders),
+            prune_ms=watch.stage_ms.get("prune", 0.0),
             ttft_ms=watch.ttft_ms,
             tpot_ms=watch.tpot_ms,
+            itl_ms=watch.itl_ms,
+            load_ms=self.load_ms,
+            peak_rss_mib=peak_rss_mib(),
             backend=self._backend.name,
             device=self._backend.device,
             precision=self.bundle.manifest.recipe.precision,
@@ -324,27 +395,3 @@ def _load_images(images: ImageSource | Sequence[ImageSource]) -> list[Image.Imag
         images if isinstance(images, list | tuple) else [cast("ImageSource", images)]
     )
     return [load_image(source) for source in several]
-
-
-class _Embeddings:
-    """The vocabulary's embeddings [V, D], memory-mapped; rows come as the decoder takes them."""
-
-    def __init__(self, table: NDArray[Any], *, scale: float) -> None:
-        self._table = table
-        self._scale = np.float32(scale)
-
-    def __getitem__(self, token_ids: NDArray[np.int64] | int) -> NDArray[Any]:
-        rows = self._table[token_ids]
-        # Unscaled, what one id gives is a view of the file; what several give is a copy already.
-        return rows if self._scale == 1 else (rows * self._scale).astype(rows.dtype)
-
-
-def _open_embeddings(bundle: Bundle) -> _Embeddings:
-    shape = (bundle.manifest.decoder.vocab_size, bundle.manifest.decoder.hidden_size)
-    view = read_tensors(bundle.embed_tokens_file).get(EMBED_TOKENS_TENSOR)
-    if view is None or view.shape != shape:
-        raise BundleError(
-            f"{bundle.embed_tokens_file} must hold {EMBED_TOKENS_TENSOR} {list(shape)}; "
-            f"export the bundle again"
-        )
-    return _Embeddings(view.read(), scale=bundle.manifest.embedding_scale)

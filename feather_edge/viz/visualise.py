@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from feather_edge.runtime.result import Result, StageResult
     from feather_edge.runtime.session import Session
 
-__all__ = ["Visualisation", "draw_results", "visualise"]
+__all__ = ["Visualisation", "draw_results", "name_of", "visualise"]
 
 UNPRUNED_COLOUR, ANSWER_COLOUR = "#ffffff", "#ff2fd0"
 PANEL_SIZE = 330
@@ -86,7 +86,7 @@ def visualise(
         )
     picture = load_image(image)
     asked = (session.pruning,) if prunings is None else tuple(prunings)
-    none = dataclasses.replace(session.pruning, criterion="none")
+    none = dataclasses.replace(session.pruning, criterion="none", pre_criterion="none")
     unpruned, *results = (
         session.generate(picture, prompt, pruning=pruning) for pruning in (none, *asked)
     )
@@ -152,6 +152,12 @@ def draw_results(
     return contact_sheet([pen.row(result) for result in results], heading=prompt)
 
 
+def name_of(result: Result) -> str:
+    """Return the criteria that pruned, in their order, or ``none``."""
+    names = dict.fromkeys(stage.criterion for stage in result.stages)
+    return " + ".join(name for name in names if name != "none") or "none"
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Pen:
     """What all rows of a sheet share."""
@@ -172,11 +178,10 @@ class _Pen:
 
     def _answer(self, result: Result, boxes: list[tuple[Box, str]]) -> Panel:
         every = range(result.num_visual_tokens)
-        criterion = result.stages[0].criterion if result.stages else "none"
         comparison, is_alarming = self._comparison(result)
         return Panel(
             picture=kept_tokens(self.view, every, tokens=self.maps[-1], boxes=boxes),
-            title=f"{criterion}: {self._words(result)}",
+            title=f"{name_of(result)}: {self._words(result)}",
             subtitle=comparison,
             is_alarming=is_alarming,
         )
@@ -190,13 +195,16 @@ class _Pen:
             np.isin(tokens.indices, stage.kept_indices).sum(),
             len(tokens.indices),
         )
-        title = f"kept {num_kept} of {num_tokens} ({num_kept / num_tokens:.0%})"
+        way, greyish = "kept", "was lost"
+        if stage.is_merged:
+            way, greyish = "merged into", "was averaged into its neighbour"
+        title = f"{way} {num_kept} of {num_tokens} ({num_kept / num_tokens:.0%})"
         if len(self.maps) > 1:
             title += f" in view {number + 1} of {len(self.maps)}"
         return Panel(
             picture=picture,
             title=title,
-            subtitle=f"before layer {stage.before_layer}; what is greyish was lost",
+            subtitle=f"before layer {stage.before_layer}; what is greyish {greyish}",
         )
 
     def _scores(self, stage: StageResult, tokens: TokenMap) -> Panel:

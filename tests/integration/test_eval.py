@@ -98,6 +98,19 @@ def test_visualise_draws_a_row_for_each_criterion(
     assert text.splitlines()[-1] == str(tmp_path / "kept.png")
 
 
+def test_visualise_prunes_before_the_decoder_and_refuses_what_is_in_vain(
+    bundle: Path, tmp_path: Path
+) -> None:
+    ask = ("visualise", bundle, "--image", SCENES / "02.png", "-o", tmp_path / "kept.png")
+    question = ("--prompt", "how many stars are there ?", "--prune", "fastv,none")
+    pruned = ("--pre-prune", "dart", "--pre-keep-ratio", "0.25")
+    names = [line.split(":")[0] for line in invoke(*ask, *question, *pruned).splitlines()]
+    assert names[:3] == ["none", "dart + fastv", "dart"]
+    error = invoke(*ask, *question, "--stride", "2", status=1)
+    assert "stride 2 has no effect: criterion fastv has no grid" in error
+    assert "kept" in invoke(*ask, *question[:2], "--prune", "fastv,feather", "--stride", "2")
+
+
 def test_the_alias_is_not_listed() -> None:
     out = invoke("--help")
     assert "visualise" in out

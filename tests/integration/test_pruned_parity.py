@@ -33,7 +33,9 @@ KINDS = [
     ("fastv", "union"),
     ("fastv-full", "fill"),
     ("pyramiddrop", "fill"),
+    ("pyramiddrop-reset", "fill"),
     ("ivc", "fill"),
+    ("ivc-value", "fill"),
 ]
 
 
@@ -102,7 +104,7 @@ def test_other_operators_keep_the_same(
 
 @pytest.mark.parametrize("num_images", [1, 2])
 @pytest.mark.parametrize("pre_criterion", ["uniform", "divprune", "dart", "cdpruner"])
-@pytest.mark.parametrize("method", ["fastv", "pyramiddrop"])
+@pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "pyramiddrop-reset"])
 def test_pruned_before_the_decoder_answers_as_the_reference(
     extremes: Pair, method: str, pre_criterion: str, num_images: int
 ) -> None:
@@ -146,7 +148,9 @@ def test_feather_at_its_extremes(
 
 
 @pytest.mark.parametrize("stages", [(1,), (5,), (1, 2, 5)], ids=str)
-@pytest.mark.parametrize("method", ["feather", "fastv", "pyramiddrop", "ivc"])
+@pytest.mark.parametrize(
+    "method", ["feather", "fastv", "pyramiddrop", "pyramiddrop-reset", "ivc", "ivc-value"]
+)
 def test_stages_anywhere_in_the_decoder(
     bundles: BundleFactory, stages: tuple[int, ...], method: str
 ) -> None:

@@ -44,7 +44,9 @@ class ReferencePruning:
         keep_ratio: 1 - R. One value is the method's own parameter, several are shares of V.
     """
 
-    method: Literal["feather", "fastv", "fastv-full", "pyramiddrop", "ivc"] = "feather"
+    method: Literal[
+        "feather", "fastv", "fastv-full", "pyramiddrop", "pyramiddrop-reset", "ivc", "ivc-value"
+    ] = "feather"
     selection: Literal["fill", "union"] = "fill"
     stages: tuple[int, ...]
     keep_ratio: tuple[float, ...] = (0.3,)
@@ -80,7 +82,10 @@ class ReferenceRun:
 
 @dataclass(kw_only=True)
 class ReferenceRows:
-    """Rows alive: hidden [1,S,D], positions [1,S] in the prompt, visual index of each or -1."""
+    """Rows alive: hidden [1,S,D], positions [1,S] of the rotary embedding, visual index or -1.
+
+    ``positions`` are those in the prompt, unless rows are numbered anew.
+    """
 
     hidden: torch.Tensor
     positions: torch.Tensor
@@ -172,10 +177,18 @@ class ReferenceVlm:
         if pruning is not None and pruning.pre_kept is not None:
             rows = _only(rows, set(pruning.pre_kept))
         captured: dict[str, torch.Tensor] = {}
+        drops = dict.fromkeys(range(len(self.decoder.layers)), 0)
         for layer in range(len(self.decoder.layers)):
             if pruning is not None and layer in pruning.stages:
+                before = rows.hidden.shape[1]
                 rows, stage = self._prune(rows, captured, pruning, layer, rasters)
                 run.stages.append(stage)
+                if pruning.method == "pyramiddrop-reset":
+                    if layer == min(pruning.stages):  # what never entered is not counted either
+                        before = length
+                    rows.positions = torch.arange(rows.hidden.shape[1])[None]
+                    for later in range(layer, len(drops)):
+                        drops[later] += before - rows.hidden.shape[1]
             with self._captured_projections(layer) as captured:
                 rows.hidden = self._layer(layer, rows.hidden, rows.positions, cache)
         run.logits.append(self._logits(rows.hidden))
@@ -184,8 +197,9 @@ class ReferenceVlm:
             run.token_ids.append(token)
             if len(run.token_ids) == max_new_tokens:
                 break
-            position = length + len(run.token_ids) - 1  # as if nothing had been pruned
-            run.logits.append(self._decode(token, position, cache))
+            # As if nothing had been pruned, except where a stage has numbered its rows anew.
+            position = length + len(run.token_ids) - 1
+            run.logits.append(self._decode(token, position, cache, drops))
         return run
 
     def image_features(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -250,26 +264,26 @@ class ReferenceVlm:
     def _logits(self, hidden: torch.Tensor) -> np.ndarray:
         return self.model.lm_head(self.decoder.norm(hidden[:, -1:]))[0, -1].numpy()
 
-    def _decode(self, token: int, position: int, cache: Any) -> np.ndarray:
+    def _decode(self, token: int, position: int, cache: Any, drops: dict[int, int]) -> np.ndarray:
         hidden = self.model.get_input_embeddings()(torch.tensor([[token]]))
-        positions = torch.tensor([[position]])
         for layer in range(len(self.decoder.layers)):
+            positions = torch.tensor([[position - drops[layer]]])
             hidden = self._layer(layer, hidden, positions, cache)
         return self._logits(hidden)
 
     @contextmanager
     def _captured_projections(self, layer: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Catch queries and keys before rotary embedding, [S, heads * Dh], as the layer runs."""
+        """Catch queries and keys before rotary embedding, and values, [S, heads * Dh]."""
         captured: dict[str, torch.Tensor] = {}
         attention = self.decoder.layers[layer].self_attn
         last = "norm" if hasattr(attention, "q_norm") else "proj"
         hooks = [
-            getattr(attention, f"{part}_{last}").register_forward_hook(
+            getattr(attention, f"{part}_{kind}").register_forward_hook(
                 lambda _module, _args, output, part=part: captured.__setitem__(
                     part, output[0].flatten(1)
                 )
             )
-            for part in ("q", "k")
+            for part, kind in (("q", last), ("k", last), ("v", "proj"))
         ]
         yield captured
         for hook in hooks:
@@ -289,13 +303,39 @@ class ReferenceVlm:
             query, key = (x[0] for x in rotate(query[None], key[None], cos, sin))
         key = key.repeat_interleave(len(query) // len(key), dim=0)
         domain = torch.arange(len(rows.visual))
-        if method not in {"fastv-full", "pyramiddrop"}:
+        if method not in {"fastv-full", "pyramiddrop", "pyramiddrop-reset"}:
             domain = domain[rows.visual >= 0]
         logits = (key[:, domain] @ query[:, -1, :, None])[..., 0] * attention.scaling
         if cap := getattr(attention, "attn_logit_softcapping", None):
             logits = cap * (logits / cap).tanh()
         scores = torch.zeros(len(rows.visual))
         scores[domain] = logits.softmax(dim=-1).mean(dim=0)
+        return scores
+
+    def _value_scores(
+        self, values: torch.Tensor, visual: list[int], grids: list[tuple[int, int]]
+    ) -> torch.Tensor:
+        """Likeness [S] of values [Hkv,S,Dh]: text after the pictures asks, then its favourites."""
+        last = max(row for row, token in enumerate(visual) if token >= 0)
+        text = range(last + 1, len(visual))
+        scores = torch.zeros(len(visual))
+        first = 0
+        for grid in grids:
+            tokens = range(first, first := first + math.prod(grid))
+            alive = [row for row, token in enumerate(visual) if token in tokens]
+
+            def asks(row: int, alive: list[int] = alive) -> torch.Tensor:
+                heads = [
+                    (head[alive] @ head[row] / math.sqrt(head.shape[-1])).softmax(dim=0)
+                    for head in values
+                ]
+                return torch.stack(heads).mean(dim=0)
+
+            found = [asks(row) for row in text]
+            likest = torch.stack(found).mean(dim=0).topk(max(1, len(alive) // 100)).indices
+            found += [asks(alive[place]) for place in likest]
+            scores[alive] = torch.stack(found).mean(dim=0)
+            scores[[alive[place] for place in likest]] += 1
         return scores
 
     def _prune(
@@ -307,7 +347,13 @@ class ReferenceVlm:
         rasters: list[tuple[tuple[int, int], torch.Tensor]],
     ) -> tuple[ReferenceRows, ReferenceStage]:
         """Prune before ``layer``; of each raster its grid, and the positions of its tokens."""
-        by_row = self._scores(rows, captured, pruning.method, layer - 1)
+        if pruning.method == "ivc-value":
+            heads = len(captured["v"]), -1, self.decoder.layers[0].self_attn.head_dim
+            values = captured["v"].reshape(heads).transpose(0, 1)
+            grids = [grid for grid, _ in rasters]
+            by_row = self._value_scores(values, rows.visual.tolist(), grids)
+        else:
+            by_row = self._scores(rows, captured, pruning.method, layer - 1)
         scores = {int(v): float(s) for v, s in zip(rows.visual, by_row, strict=True) if v >= 0}
         kept: list[int] = []
         gaps, first = [math.inf], 0
@@ -339,10 +385,10 @@ class ReferenceVlm:
         width, total = grid[1], math.prod(grid)
         ratios = pruning.keep_ratio
         ratio = ratios[0] if len(ratios) == 1 else ratios[stage]
-        if pruning.method == "pyramiddrop" and len(ratios) == 1:
+        if pruning.method.startswith("pyramiddrop") and len(ratios) == 1:
             ratio **= stage + 1
         count = max(1, math.floor(ratio * total + 1e-6))
-        if pruning.method == "ivc":
+        if pruning.method in {"ivc", "ivc-value"}:
             coordinates = self._coordinates(positions) & alive.keys()
             return _best_with(coordinates, alive, min(count, len(alive)))
         if pruning.method != "feather":

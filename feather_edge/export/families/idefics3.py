@@ -15,6 +15,7 @@ from feather_edge.checkpoint.split_preprocessing import split_config
 from feather_edge.checkpoint.text_config import text_config
 from feather_edge.checkpoint.vision_config import vision_config
 from feather_edge.errors import CheckpointError
+from feather_edge.export.blocks.pixel_shuffle import pixel_shuffle
 from feather_edge.export.blocks.vision import layer_norm, vision_tower
 from feather_edge.export.families import FamilyInfo, FamilyModel
 from feather_edge.export.operators import linear
@@ -130,7 +131,7 @@ def _write_vision_encoder(
     )
     features = layer_norm(g, features, "vision.post_layernorm", vision)
     with g.scope("projector"):
-        shuffled = _pixel_shuffle(g, features, vision, side=side, shuffle=shuffle)
+        shuffled = pixel_shuffle(g, features, side=side, shuffle=shuffle, width=vision.hidden_size)
         projected = linear(
             g,
             shuffled,
@@ -142,13 +143,3 @@ def _write_vision_encoder(
         )  # [N, V, D]
     features = g.op("Reshape", projected, g.ints(-1, text.hidden_size), name="image_features")
     return g.model({"image_features": features})
-
-
-def _pixel_shuffle(
-    g: GraphBuilder, x: ir.Value, vision: VisionConfig, *, side: int, shuffle: int
-) -> ir.Value:
-    """Join squares of s x s patches, s being ``shuffle``: [N, V, Dv] to [N, V / s^2, Dv s^2]."""
-    small, width = side // shuffle, vision.hidden_size
-    blocks = g.op("Reshape", x, g.ints(-1, small, shuffle, small, shuffle, width), name="blocks")
-    squares = g.op("Transpose", blocks, name="squares", perm=[0, 1, 3, 2, 4, 5])
-    return g.op("Reshape", squares, g.ints(-1, small**2, shuffle**2 * width), name="pixel_shuffle")

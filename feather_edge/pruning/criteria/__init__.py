@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from feather_edge.errors import RequestError
 from feather_edge.pruning.criteria.fastv import FastV
 from feather_edge.pruning.criteria.feather import Feather
 from feather_edge.pruning.criteria.ivc import Ivc
+from feather_edge.pruning.criteria.ivc_value import value_scores
 from feather_edge.pruning.criteria.pyramiddrop import PyramidDrop
 from feather_edge.pruning.criteria.random import Random
 from feather_edge.pruning.criteria.uniform import Uniform
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
 
 
 class Criterion(Protocol):
-    """A way to rank visual tokens."""
+    """A way to rank visual tokens.
+
+    Attributes:
+        options: fields of ``Pruning`` that this criterion looks at, beside ``keep_ratio``.
+    """
+
+    options: ClassVar[frozenset[str]]
 
     def plan(self, pruning: Pruning, stage: int, num_stages: int, layout: Layout) -> StagePlan:
         """Return what stage number ``stage`` of ``num_stages`` does with the rows of ``layout``.
@@ -34,8 +41,10 @@ CRITERIA: dict[str, Criterion] = {
     "feather": Feather(),
     "fastv": FastV(score_domain="visual"),
     "fastv-full": FastV(score_domain="sequence"),
-    "pyramiddrop": PyramidDrop(),
-    "ivc": Ivc(),
+    "pyramiddrop": PyramidDrop(resets_positions=False),
+    "pyramiddrop-reset": PyramidDrop(resets_positions=True),
+    "ivc": Ivc(value_score=None),
+    "ivc-value": Ivc(value_score=value_scores),
     "uniform": Uniform(),
     "random": Random(),
 }

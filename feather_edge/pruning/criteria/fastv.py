@@ -10,7 +10,7 @@ Two published functions share the name, and they rank differently:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from feather_edge.pruning.plan import StagePlan, stage_quotas
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FastV:
     """Attention with rotary embedding; ``score_domain`` tells the two variants apart."""
+
+    options: ClassVar[frozenset[str]] = frozenset()
 
     score_domain: ScoreDomain
 

@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 class Feather:
     """RoPE-free attention with a uniform grid in the first stage."""
+
+    options: ClassVar[frozenset[str]] = frozenset({"stride", "selection"})
 
     def plan(self, pruning: Pruning, stage: int, num_stages: int, layout: Layout) -> StagePlan:
         """Return the plan of a stage; see ``Criterion.plan``."""
@@ -63,7 +65,8 @@ class Feather:
             return StagePlan(quotas=stage_quotas(pruning, stage, num_stages, layout))
         square = pruning.keep_ratio[0] ** 2
         survivors = [len(layout.rows(span)) for span in range(len(layout.spans))]
-        return StagePlan(quotas=tuple(keep_count(count, square) for count in survivors))
+        quotas = tuple(min(count, keep_count(count, square)) for count in survivors)
+        return StagePlan(quotas=quotas)
 
 
 def alive_grid(layout: Layout, stride: int) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""IVC-Prune's coordinate tokens (ICLR 2026) with FEATHER's score.
+"""IVC-Prune's coordinate tokens (ICLR 2026, arXiv 2602.03060).
 
 Rotary embedding turns position m by the angles m theta_k. Where ``sum_k cos(m theta_k)`` or
 ``sum_k sin(m theta_k)`` is largest, the rotation is close to a pure identity or quarter turn, and
@@ -6,14 +6,15 @@ such tokens serve the model as the origin of its coordinates. Which tokens they 
 positions and frequencies alone, never on the picture: the best tenth by either sum. With M-RoPE,
 m is the time, row or column that turns pair k.
 
-They go before all others, as FEATHER's grid does; the rest of the quota is filled by attention
-without rotary embedding. A quota too small for them keeps the best-scored of them. There is no
-grid. The paper ranks the rest by value vectors in one middle layer, which the graphs do not give.
+They go before all others, as FEATHER's grid does; the rest of the quota is filled by score: with
+``ivc`` FEATHER's, attention without rotary embedding, with ``ivc-value`` the paper's own, see
+``ivc_value``. A quota too small for them keeps the best-scored of them. There is no grid.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -25,14 +26,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from feather_edge.pruning.layout import Layout
+    from feather_edge.pruning.plan import ValueScore
     from feather_edge.pruning.request import Pruning
 
 COORDINATE_SHARE = 0.1
 """Share of an image's tokens that each of the two sums marks."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ivc:
-    """RoPE-free attention with rotary coordinate tokens at every stage."""
+    """Rotary coordinate tokens at every stage, then the best by ``value_score`` or attention."""
+
+    options: ClassVar[frozenset[str]] = frozenset({"selection"})
+
+    value_score: ValueScore | None
 
     def plan(self, pruning: Pruning, stage: int, num_stages: int, layout: Layout) -> StagePlan:
         """Return the plan of a stage; see ``Criterion.plan``."""
@@ -40,6 +47,7 @@ class Ivc:
             quotas=stage_quotas(pruning, stage, num_stages, layout),
             preferred=coordinate_rows(layout),
             is_union=pruning.selection == "union",
+            value_score=self.value_score,
         )
 
 

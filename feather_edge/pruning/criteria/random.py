@@ -6,7 +6,7 @@ does not beat it here has no business on a robot.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 class Random:
     """A random subset, the same for the same seed, stage and prompt layout."""
+
+    options: ClassVar[frozenset[str]] = frozenset({"seed"})
 
     def plan(self, pruning: Pruning, stage: int, num_stages: int, layout: Layout) -> StagePlan:
         """Return the plan of a stage; see ``Criterion.plan``."""

@@ -8,7 +8,7 @@ is exactly the stride-2 grid of the paper.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 class Uniform:
     """Evenly spread tokens, as many as the ratio asks for."""
+
+    options: ClassVar[frozenset[str]] = frozenset()
 
     def plan(self, pruning: Pruning, stage: int, num_stages: int, layout: Layout) -> StagePlan:
         """Return the plan of a stage; see ``Criterion.plan``."""

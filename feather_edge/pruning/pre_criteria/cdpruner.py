@@ -28,32 +28,47 @@ NO_VOLUME = 1e-10
 
 
 def cdpruner(tokens: ImageTokens, num_kept: int) -> NDArray[np.float32]:
-    """Return ranks [n] in the order of choice; K steps of O(K n)."""
-    relevance = _relevance(tokens)
-    unit = unit_rows(tokens.features).astype(np.float64)
-    kernel = relevance[:, None] * (unit @ unit.T) * relevance
-    volume = kernel.diagonal().copy()
-    factor = np.zeros((num_kept, len(unit)))
-    order: list[int] = []
-    while len(order) < num_kept:
-        best = int(volume.argmax())
-        if volume[best] <= NO_VOLUME:
-            break
-        step = len(order)
-        factor[step] = kernel[best] - factor[:step, best] @ factor[:step]
-        factor[step] /= np.sqrt(volume[best])
-        volume -= factor[step] ** 2
-        volume[order] = volume[best] = -np.inf
-        order.append(best)
+    """Return ranks [n] in the order of choice; K steps of O(K n) after one product of O(n^2 D)."""
+    unit = unit_rows(tokens.features)
+    relevance = _relevance(unit, tokens.text)
+    # Doubles: with single precision the rounding of the cosines changes picks of real pictures.
+    kernel = unit.astype(np.float64)
+    kernel = kernel @ kernel.T
+    kernel *= relevance
+    kernel *= relevance[:, None]
+    order = greedy_map(kernel, num_kept)
     left = np.setdiff1d(np.argsort(-relevance, kind="stable"), order, assume_unique=True)
     return ranks_of([*order, *left.tolist()], len(unit))
 
 
-def _relevance(tokens: ImageTokens) -> NDArray[np.float64]:
+def greedy_map(kernel: NDArray[np.float64], num_kept: int) -> list[int]:
+    """Return at most ``num_kept`` tokens in the order in which they raise the determinant most.
+
+    Row t of the Cholesky factor is that of the t-th pick, over all tokens, so each step is one
+    product of a vector with the contiguous rows before.
+    """
+    volume = kernel.diagonal().copy()
+    factor = np.empty((num_kept, len(kernel)))
+    squares = np.empty(len(kernel))
+    order: list[int] = []
+    for step, row in enumerate(factor):
+        best = int(volume.argmax())
+        if volume[best] <= NO_VOLUME:
+            break
+        np.dot(factor[:step, best].copy(), factor[:step], out=row)
+        np.subtract(kernel[best], row, out=row)
+        np.divide(row, np.sqrt(volume[best]), out=row)
+        volume -= np.square(row, out=squares)
+        volume[best] = -np.inf
+        order.append(best)
+    return order
+
+
+def _relevance(unit: NDArray[np.float32], text: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the mean cosine [n] to the text, from 0 for the least relevant to 1 for the most."""
-    if not len(tokens.text):
-        return np.ones(len(tokens.features))
-    cosines = unit_rows(tokens.features) @ unit_rows(tokens.text).T
+    if not len(text):
+        return np.ones(len(unit))
+    cosines = unit @ unit_rows(text).T
     relevance = cosines.mean(axis=1, dtype=np.float64)
     spread = relevance.max() - relevance.min()
     if not spread > 0:

@@ -27,6 +27,7 @@ def create_backend(
     bundle: Bundle | None = None,
     *,
     target: str | None = None,
+    num_threads: int | None = None,
     cuda_graphs: bool = True,
 ) -> Backend:
     """Return the backend called ``name``.
@@ -35,6 +36,7 @@ def create_backend(
         name: one of ``BACKEND_NAMES``; ``auto`` runs the ONNX graphs themselves.
         bundle: whose engines, for a backend that runs engines.
         target: which of its engines; None takes the only ones there are.
+        num_threads: of one graph run on the CPU; None lets the backend choose.
         cuda_graphs: whether decode steps of engines may be captured as CUDA graphs.
 
     Raises:
@@ -46,6 +48,11 @@ def create_backend(
     if name in ENGINE_BACKENDS:
         if bundle is None:
             raise BackendError(f"backend {name} runs the engines of a bundle; give the bundle")
+        if num_threads is not None:
+            raise BackendError(
+                f"threads {num_threads} are of the CPU, but backend {name} runs on the GPU; leave "
+                f"them out"
+            )
         from feather_edge.runtime.backends.tensorrt import TensorRTBackend
 
         return TensorRTBackend(bundle, target=target, name=name, cuda_graphs=cuda_graphs)
@@ -62,7 +69,7 @@ def create_backend(
     if name == "openvino":
         from feather_edge.runtime.backends.openvino import OpenVinoBackend
 
-        return OpenVinoBackend()
+        return OpenVinoBackend(num_threads=num_threads)
     from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend()
+    return OnnxRuntimeBackend(num_threads=num_threads)

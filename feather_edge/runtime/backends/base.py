@@ -67,10 +67,12 @@ class Backend(ABC):
     Attributes:
         name: as users write it: ``onnxruntime``, ``fake``.
         device: where tensors lie: ``cpu``, ``cuda``.
+        num_threads: of one graph run, where it was asked for; None is the backend's own choice.
     """
 
     name: str
     device: str
+    num_threads: int | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -100,3 +102,7 @@ class Backend(ABC):
     def take_rows(self, tensor: Tensor, rows: NDArray[np.int64]) -> Tensor:
         """Return ``rows`` of a tensor [B, S, ...] as a tensor [B, K, ...]."""
         return self.upload(np.ascontiguousarray(self.download(tensor)[:, rows]))
+
+    def device_bytes(self) -> int | None:
+        """Return the device memory in use for this backend; None where it cannot say."""
+        return None

@@ -54,7 +54,7 @@ class OnnxRuntimeBackend(Backend):
                 f"device {device!r} is not available in onnxruntime {onnxruntime.__version__}; "
                 f"available: {', '.join(available)}; CUDA needs: pip install 'feather-edge[gpu]'"
             )
-        self._num_threads = num_threads or 0
+        self.num_threads = num_threads
         self._options = self._new_options()
 
     def open(self, file: Path, spec: GraphSpec) -> Graph:
@@ -85,7 +85,7 @@ class OnnxRuntimeBackend(Backend):
     def _new_options(self) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = self._num_threads
+        options.intra_op_num_threads = self.num_threads or 0
         # Each graph has a pool of its own; waiting threads that spin would starve the next graph.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return options

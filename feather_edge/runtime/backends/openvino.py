@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 PRUNE_OP = ("TopKUniformGather", "feather")
 PRECISIONS = {"float32": "f32", "float16": "f16"}
-NUM_REQUESTS = 2
-"""What a graph gives lies in its request until that runs again, so two of them take turns: what
-one run gave may be an input of the next, as caches are."""
 
 
 class OpenVinoBackend(Backend):
@@ -53,6 +50,7 @@ class OpenVinoBackend(Backend):
         self._openvino = openvino
         self._core = openvino.Core()
         self._core.add_extension(ConversionExtension(*PRUNE_OP, _top_k_uniform_gather))
+        self.num_threads = num_threads
         self._threads = {} if num_threads is None else {"INFERENCE_NUM_THREADS": num_threads}
 
     def open(self, file: Path, spec: GraphSpec) -> Graph:
@@ -64,14 +62,15 @@ class OpenVinoBackend(Backend):
         }
         try:
             compiled = self._core.compile_model(self._core.read_model(file), "CPU", hints)
-            requests = [compiled.create_infer_request() for _ in range(NUM_REQUESTS)]
+            request = compiled.create_infer_request()
         except Exception as error:  # what the bindings raise has no common class of its own
             raise BackendError(f"openvino cannot load {file}: {_reason(error)}") from error
-        return _OpenVinoGraph(requests, spec)
+        return _OpenVinoGraph(self._openvino, compiled, request, spec)
 
     def upload(self, array: NDArray[np.generic]) -> Tensor:
         """See ``Backend.upload``."""
-        # What is mapped from a file is read-only, and OpenVINO shares only what it may write.
+        # OpenVINO shares only what lies in one piece, and what it may write: mapped files are not.
+        array = np.ascontiguousarray(array)
         return self._openvino.Tensor(array, shared_memory=array.flags.writeable)
 
     def download(self, tensor: Tensor) -> NDArray[Any]:
@@ -80,22 +79,41 @@ class OpenVinoBackend(Backend):
 
 
 class _OpenVinoGraph(Graph):
-    def __init__(self, requests: list[Any], spec: GraphSpec) -> None:
-        self._requests = requests
+    """Outputs are new tensors at each run: a cache lives as long as its request asks for it."""
+
+    def __init__(self, openvino: Any, compiled: Any, request: Any, spec: GraphSpec) -> None:
         self.spec = spec
+        self._openvino = openvino
+        self._request = request
+        self._outputs = {
+            tensor.name: (
+                compiled.output(tensor.name).get_element_type(),
+                _smallest(compiled.output(tensor.name).get_partial_shape()),
+            )
+            for tensor in spec.outputs
+        }
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        request = self._requests.pop(0)
-        self._requests.append(request)
+        outputs = {
+            name: self._openvino.Tensor(kind, self._openvino.Shape(shape))
+            for name, (kind, shape) in self._outputs.items()
+        }
         try:
             for tensor in self.spec.inputs:
-                request.set_tensor(tensor.name, inputs[tensor.name])
-            request.infer()
+                self._request.set_tensor(tensor.name, inputs[tensor.name])
+            for name, tensor in outputs.items():
+                self._request.set_tensor(name, tensor)
+            self._request.infer()
         except Exception as error:
             raise BackendError(
                 f"openvino failed in graph {self.spec.name}: {_reason(error)}"
             ) from error
-        return {tensor.name: request.get_tensor(tensor.name) for tensor in self.spec.outputs}
+        return outputs
+
+
+def _smallest(shape: Any) -> list[int]:
+    """Return a shape that a run makes as large as it needs."""
+    return [0 if dim.is_dynamic else dim.get_length() for dim in shape]
 
 
 def _top_k_uniform_gather(node: Any) -> list[Any]:

@@ -75,6 +75,7 @@ class TensorRTBackend(Backend):
         self._cuda_graphs = cuda_graphs
         self._library = TensorRTLibrary(name)
         self._driver = Driver()
+        self._free_at_start, _ = self._driver.memory_info()
         self._memory = DeviceMemory(self._driver)
         self._machine = Machine(
             library=self._library,
@@ -143,6 +144,15 @@ class TensorRTBackend(Backend):
     def take_rows(self, tensor: Tensor, rows: NDArray[np.int64]) -> Tensor:
         """See ``Backend.take_rows``; the rows are copied on the device."""
         return tensor.take_rows(rows)
+
+    def device_bytes(self) -> int:
+        """See ``Backend.device_bytes``: what the device has less than when this was created.
+
+        The weights of engines are in it, which TensorRT allocates by itself; so is whatever other
+        programs have taken or given back meanwhile.
+        """
+        free, _ = self._driver.memory_info()
+        return self._free_at_start - free
 
     def _load_plugin(self, folder: Path, record: EngineRecord) -> str | None:
         """Load the plugin that an engine was built with; returns its hash.

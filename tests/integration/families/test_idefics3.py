@@ -84,9 +84,10 @@ def test_regions(pair: Pair, seed: int) -> None:
     check_regions(pair, seed=seed)
 
 
+@pytest.mark.parametrize("opset", ["24", "18"])
 @pytest.mark.parametrize("kind", ["idefics3", "smolvlm"])
-def test_the_older_operators(bundles: BundleFactory, kind: str) -> None:
-    recipe = ExportRecipe(stages=(2, 4), opset="18")
+def test_other_forms(bundles: BundleFactory, opset: str, kind: str) -> None:
+    recipe = ExportRecipe(stages=(2, 4), opset=opset)
     pair = open_pair(bundles(tiny_idefics3, recipe=recipe, kind=kind), Idefics3Reference)
 
     check_unpruned(pair, random_images(1))

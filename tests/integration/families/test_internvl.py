@@ -22,8 +22,9 @@ from support.family_checks import (
     odd_picture,
 )
 from support.images import random_images
-from support.pairs import Pair, open_pair
+from support.pairs import Pair, TracingBackend, open_pair
 
+from feather_edge import Pruning, Region, Session
 from feather_edge.errors import CheckpointError, FeatherEdgeError, UnsupportedModelError
 from feather_edge.export.pipeline import export
 from feather_edge.recipes import ExportRecipe
@@ -58,6 +59,10 @@ VARIANTS = {
     "no-positions": {"vision_overrides": {"use_absolute_position_embeddings": False}},
     "other-epsilon": {"vision_overrides": {"norm_type": "rms_norm", "layer_norm_eps": 1e-2}},
     "one-tile": {"max_patches": 1},
+    # As published InternVL3 has it; without effect up to max_position_embeddings.
+    "dynamic-rope": {
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}
+    },
 }
 NAMES = (
     ("language_model.model.", "model.language_model."),
@@ -110,8 +115,32 @@ def test_pruned(pair: Pair, method: str, selection: str, count: int) -> None:
     check_pruned(pair, random_images(count, seed=count), method, selection)
 
 
-def test_regions(pair: Pair) -> None:
-    check_regions(pair)
+@pytest.mark.parametrize("size", [(120, 80), (70, 160), (200, 70), (60, 60)], ids=str)
+def test_regions(pair: Pair, size: tuple[int, int]) -> None:
+    check_regions(pair, size=size)
+
+
+@pytest.mark.parametrize("pre_criterion", ["none", "uniform", "divprune", "dart", "cdpruner"])
+@pytest.mark.parametrize("criterion", ["feather", "fastv", "pyramiddrop", "ivc", "random"])
+def test_tiles_that_are_forbidden_as_a_whole(
+    bundles: BundleFactory, criterion: str, pre_criterion: str
+) -> None:
+    recipe = ExportRecipe(stages=(2, 4))
+    exported = bundles(tiny_internvl, num_layers=6, recipe=recipe, **SHAPES["qwen2"])
+    pruning = Pruning(criterion=criterion, pre_criterion=pre_criterion, pre_keep_ratio=0.5)
+    right = Region(box=(50, 0, 120, 80), rule="forbid")  # of 3 x 2 tiles, each 40 x 40
+
+    with Session.open(exported.bundle, backend=TracingBackend()) as session:
+        result = session.generate(
+            [elongated(120, 80)], "what ?", pruning=pruning, regions=[right], max_new_tokens=1
+        )
+
+    per_tile = [[0, 0] for _ in result.rasters]
+    for number, stage in enumerate(result.stages[-2:]):
+        for index in stage.kept_indices:
+            per_tile[index // 16][number] += 1
+    assert [min(kept) > 0 for kept in per_tile] == [True, True, False, True, True, False, True]
+    assert per_tile[2] == per_tile[5] == [0, 0]
 
 
 def test_names_of_other_releases(bundles: BundleFactory, tmp_path: Path) -> None:

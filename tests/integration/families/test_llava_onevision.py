@@ -90,8 +90,9 @@ def test_pruned(pair: Pair, method: str, selection: str, count: int) -> None:
     check_pruned(pair, random_images(count, seed=count), method, selection)
 
 
-def test_regions(pair: Pair) -> None:
-    check_regions(pair)
+@pytest.mark.parametrize("size", [(120, 80), (70, 160), (200, 70), (60, 60)], ids=str)
+def test_regions(pair: Pair, size: tuple[int, int]) -> None:
+    check_regions(pair, size=size)
 
 
 def test_a_large_raster_is_scaled_down(bundles: BundleFactory) -> None:

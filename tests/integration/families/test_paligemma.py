@@ -67,9 +67,10 @@ def test_regions(pair: Pair) -> None:
     check_regions(pair)
 
 
+@pytest.mark.parametrize("opset", ["24", "18"])
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_older_operators(bundles: BundleFactory, text: str) -> None:
-    recipe = ExportRecipe(stages=(2, 4), opset="18")
+def test_other_forms(bundles: BundleFactory, opset: str, text: str) -> None:
+    recipe = ExportRecipe(stages=(2, 4), opset=opset)
     pair = open_pair(bundles(tiny_paligemma, recipe=recipe, text=text), PaliGemmaReference)
 
     check_unpruned(pair, random_images(1))

@@ -291,6 +291,9 @@ def _save(folder: Path, model: Any, tokenizer: transformers.PreTrainedTokenizerF
         for name, parameter in model.named_parameters():
             if "norm" in name and "vision_tower" not in name:
                 parameter.sub_(1.0)  # these store what is added to 1
+        if model.config.tie_word_embeddings:
+            # Scaled up at the entrance, a tied table would answer each token with itself.
+            model.get_input_embeddings().weight.mul_(0.15)
     model.generation_config = transformers.GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -161,6 +161,7 @@ class FakeSession:
         self.bundle = SimpleNamespace(path=Path("b"), schedule=SimpleNamespace(stages=(4, 6)))
         self.pruning = Pruning(keep_ratio=(0.5, 0.25), stride=2, seed=4)
         self.asked: dict[str, Any] = {}
+        self.last_result: Any = None
         self.opened: tuple[Path, str, str | None] | None = None
         self.closed = False
 
@@ -205,6 +206,7 @@ def test_run_streams_the_answer(runner: CliRunner, session: FakeSession) -> None
         "images": [Path("a.png")],
         "prompt": "what is it?",
         "pruning": session.pruning,
+        "deadline_ms": None,
         "regions": (),
         "sampling": Sampling(),
         "max_new_tokens": None,
@@ -213,13 +215,13 @@ def test_run_streams_the_answer(runner: CliRunner, session: FakeSession) -> None
 
 def test_run_lays_options_over_the_bundle_s(runner: CliRunner, session: FakeSession) -> None:
     line = (
-        "--prune fastv-full --keep-ratio 0.4 --selection union --seed 0 --temperature 0.5 "
+        "--prune ivc --keep-ratio 0.4 --selection union --seed 0 --temperature 0.5 "
         "--top-p 0.9 --max-new-tokens 7 --backend tensorrt --target orin --stages 4,6"
     )
     succeed(runner, *ASK, *line.split())
     assert session.opened == (Path("b"), "tensorrt", "orin")
     assert session.asked["pruning"] == Pruning(
-        criterion="fastv-full", keep_ratio=(0.4,), stride=2, selection="union", seed=0
+        criterion="ivc", keep_ratio=(0.4,), stride=2, selection="union", seed=0
     )
     assert session.asked["sampling"] == Sampling(temperature=0.5, top_p=0.9, seed=0)
     assert session.asked["max_new_tokens"] == 7
@@ -232,10 +234,47 @@ def test_run_prunes_before_the_decoder(runner: CliRunner, session: FakeSession) 
     )
 
 
-def test_a_ratio_for_nothing_is_refused(runner: CliRunner, session: FakeSession) -> None:
-    result = runner.invoke(main, [*ASK, "--pre-keep-ratio", "0.25"])
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("--pre-keep-ratio 0.25", "pre-keep-ratio 0.25 has no effect: nothing prunes before"),
+        (
+            "--prune fastv --stride 2",
+            "stride 2 has no effect: criterion fastv has no grid; choose",
+        ),
+        ("--prune uniform --selection union", "selection union has no effect: criterion uniform"),
+        ("--prune none --keep-ratio 0.5", "keep-ratio 0.5 has no effect: criterion none keeps"),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    runner: CliRunner, session: FakeSession, line: str, text: str
+) -> None:
+    result = runner.invoke(main, [*ASK, *line.split()])
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: pre-keep-ratio 0.25 has no effect, since nothing")
+    assert result.stderr.startswith(f"Error: {text}")
+
+
+def test_run_names_a_deadline_and_says_what_it_led_to(
+    runner: CliRunner, session: FakeSession
+) -> None:
+    session.last_result = SimpleNamespace(deadline=SimpleNamespace(reason="it fits"))
+    result = runner.invoke(main, [*ASK, "--deadline-ms", "120", "--forbid", "0,0,9,9"])
+    assert (result.stdout, result.stderr) == ("red cup\n", "it fits\n")
+    assert (session.asked["pruning"], session.asked["deadline_ms"]) == (None, 120)
+    assert len(session.asked["regions"]) == 1
+
+
+@pytest.mark.parametrize("option", ["--keep-ratio", "--prune", "--pre-prune"])
+def test_a_deadline_leaves_nothing_to_choose(
+    runner: CliRunner, session: FakeSession, option: str
+) -> None:
+    value = {"--keep-ratio": "0.5", "--prune": "fastv", "--pre-prune": "dart"}[option]
+    result = runner.invoke(main, [*ASK, "--deadline-ms", "120", option, value])
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: deadline-ms 120 chooses what to keep, so {option} cannot go with it; leave one "
+        f"out\n"
+    )
 
 
 def test_run_reads_regions(runner: CliRunner, session: FakeSession) -> None:

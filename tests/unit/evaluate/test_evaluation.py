@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from feather_edge.errors import RequestError
-from feather_edge.evaluate.evaluation import Comparison, equal_shares, evaluate
+from feather_edge.evaluate.comparison import METHODS, Comparison, equal_shares
+from feather_edge.evaluate.cost import prefill_flops
+from feather_edge.evaluate.evaluation import evaluate
 from feather_edge.evaluate.tasks import Question, Sample, Task
 from feather_edge.pruning import VisualSpan
 from feather_edge.pruning.forecast import forecast
 from feather_edge.recipes import ExportRecipe
 from feather_edge.runtime.session import Session, default_pruning
-from feather_edge.runtime.spans import prompt_layout
+from feather_edge.runtime.spans import prompt_layout, typical_layout
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,9 +60,41 @@ def test_equal_budgets_cost_the_same_as_feather(bundles: BundleFactory, ratio: f
     counts = forecast(feather, bundle.schedule, layout)
     prunings = Comparison(keep_ratios=(ratio,)).prunings(bundle)
     assert next(iter(prunings)) == ("none", 1.0)
-    for key, pruning in prunings.items():
-        if key[0] != "none":
-            assert forecast(pruning, bundle.schedule, layout) == counts
+    inside = {key: pruning for key, pruning in prunings.items() if "pre-" not in key[0]}
+    del inside[("none", 1.0)]
+    assert {tuple(forecast(p, bundle.schedule, layout)) for p in inside.values()} == {
+        tuple(counts)
+    }
+    assert [key[0] for key in inside] == list(METHODS[: len(inside)])
+
+
+@pytest.mark.parametrize("ratio", [0.75, 0.3])
+def test_methods_before_the_decoder_cost_the_same(bundles: BundleFactory, ratio: float) -> None:
+    bundle = bundles(num_layers=6, image_size=56, recipe=ExportRecipe(stages=(2, 4))).bundle
+    layout = typical_layout(bundle.manifest)
+    prunings = Comparison(keep_ratios=(ratio,)).prunings(bundle)
+    costs = {
+        name: prefill_flops(bundle, forecast(pruning, bundle.schedule, layout), 32)
+        for (name, _), pruning in prunings.items()
+    }
+    names = [name for name in METHODS if name.startswith("pre-")]
+    assert names == ["pre-uniform", "pre-random", "pre-divprune", "pre-dart", "pre-cdpruner",
+                     "pre-pooling"]  # fmt: skip
+    for name in names:
+        tolerance = 0.1 if name == "pre-pooling" else 0.02  # of 64 tokens; cells are rows of them
+        assert costs[name] == pytest.approx(costs["feather"], rel=tolerance)
+        assert prunings[(name, ratio)].criterion == "none"
+    assert costs["feather"] < costs["none"]
+
+
+def test_the_recipe_itself_is_one_row(bundles: BundleFactory) -> None:
+    recipe = ExportRecipe(stages=(1, 2), keep_ratio=(0.5, 0.25), pre_prune="dart")
+    bundle = bundles(num_layers=4, recipe=recipe).bundle
+    prunings = Comparison(methods=("recipe", "fastv"), keep_ratios=(0.3, 0.1)).prunings(bundle)
+    assert list(prunings) == [("none", 1.0), ("recipe", 0.5), ("fastv", 0.3), ("fastv", 0.1)]
+    assert prunings[("recipe", 0.5)] == default_pruning(bundle)
+    unsplit = bundles(num_layers=4, recipe=ExportRecipe(stages=(), prune="none")).bundle
+    assert len(Comparison(methods=("recipe",)).prunings(unsplit)) == 2
 
 
 def test_own_budgets_take_the_ratio_as_it_is(bundles: BundleFactory) -> None:
@@ -114,12 +148,18 @@ def test_boxes_of_a_model_without_location_tokens_need_a_format(
 
 def test_an_unsplit_bundle_has_nothing_to_compare(bundles: BundleFactory, tmp_path: Path) -> None:
     bundle = bundles(num_layers=4, recipe=ExportRecipe(stages=(), prune="none")).bundle
-    with pytest.raises(RequestError, match="has no pruning stages, so every method is the same"):
+    with pytest.raises(RequestError, match="has no pruning stages, so only methods before the"):
         evaluate(bundle.path, task(WORD), Comparison(), output=tmp_path)
+    before = Comparison(methods=("pre-dart",), keep_ratios=(0.25,), budget="own")
+    none, dart = evaluate(bundle.path, task(WORD), before, output=tmp_path).rows
+    assert none.num_visual_tokens == (16,)
+    assert dart.num_visual_tokens == (4,)
+    assert dart.flops_ratio < none.flops_ratio == 1
 
 
+@pytest.mark.parametrize("method", ["random", "pre-random"])
 def test_random_keeps_other_tokens_of_another_picture(
-    bundles: BundleFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundles: BundleFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     seeds = []
     generate = Session.generate
@@ -131,7 +171,7 @@ def test_random_keeps_other_tokens_of_another_picture(
     monkeypatch.setattr(Session, "generate", noted)
     samples = tuple(Sample(name=name, image=IMAGE, questions=(WORD,)) for name in "ab")
     two = Task(name="asked.jsonl", digest="0", samples=samples)
-    only = Comparison(methods=("random",), keep_ratios=(0.5,))
+    only = Comparison(methods=(method,), keep_ratios=(0.5,))
     evaluate(bundles(num_layers=4).bundle.path, two, only, output=tmp_path)
     first, second = seeds[1::2]
     assert seeds[0::2] == [0, 0]

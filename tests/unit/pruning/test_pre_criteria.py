@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from feather_edge.errors import RequestError
 from feather_edge.pruning import Layout, Pruning, PruningSchedule, VisualSpan
 from feather_edge.pruning.forecast import forecast
-from feather_edge.pruning.pre_criteria import PRE_CRITERIA, pre_criterion
+from feather_edge.pruning.pre_criteria import PRE_CRITERIA, require_pre_criterion
+from feather_edge.pruning.pre_criteria.pooling import pooled_size, pooling
 from feather_edge.pruning.pre_criteria.tokens import ImageTokens
-from feather_edge.pruning.pre_decoder import pre_plan
+from feather_edge.pruning.pre_decoder import pre_plan, pre_quotas, prune_before_decoder
 from feather_edge.pruning.selection import stride_grid, top_k
 
 
@@ -31,7 +32,7 @@ def image_tokens(
 
 
 def kept(name: str, tokens: ImageTokens, count: int) -> list[int]:
-    return top_k(pre_criterion(name)(tokens, count), count).tolist()
+    return top_k(PRE_CRITERIA[name](tokens, count), count).tolist()
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -160,6 +161,124 @@ def test_features_that_are_all_alike(name: str) -> None:
     assert len(set(kept(name, tokens, 4))) == 4
 
 
+# -- pooling ----------------------------------------------------------------------------------
+
+
+def raster_tokens(height: int, width: int, *, absent: set[int] | None = None) -> ImageTokens:
+    raster = np.array([place for place in range(height * width) if place not in (absent or ())])
+    features = np.random.default_rng(height * width).normal(size=(height * width, 5))
+    return ImageTokens(
+        features=features.astype(np.float32)[raster], raster=raster, height=height, width=width,
+        text=np.zeros((0, 5), np.float32), seed=(0,),
+    )  # fmt: skip
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.floats(0.01, 1))
+def test_pooling_is_torch_s_adaptive_pooling(height: int, width: int, ratio: float) -> None:
+    import torch
+
+    tokens = raster_tokens(height, width)
+    size = pooled_size(height, width, ratio)
+
+    merged = pooling(tokens, ratio)
+
+    grid = torch.from_numpy(tokens.features).reshape(1, height, width, 5).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.adaptive_avg_pool2d(grid, size)[0].flatten(1).T.numpy()
+    np.testing.assert_allclose(merged.features, expected, atol=1e-5)
+    assert len(set(merged.representatives.tolist())) == size[0] * size[1]
+    for cell, token in enumerate(merged.representatives.tolist()):
+        (row, column), (y, x) = divmod(cell, size[1]), divmod(token, width)
+        assert abs(y + 0.5 - (row + 0.5) * height / size[0]) <= 1
+        assert abs(x + 0.5 - (column + 0.5) * width / size[1]) <= 1
+
+
+@given(st.integers(1, 7), st.integers(1, 7), st.floats(0.05, 1), st.sets(st.integers(0, 48)))
+def test_pooling_averages_what_is_there(
+    height: int, width: int, ratio: float, absent: set[int]
+) -> None:
+    if len(absent & set(range(height * width))) == height * width:
+        return
+    tokens = raster_tokens(height, width, absent=absent)
+    rows, columns = pooled_size(height, width, ratio)
+    whole = dict(zip(tokens.raster.tolist(), tokens.features, strict=True))
+
+    merged = pooling(tokens, ratio)
+
+    averages, taken = [], set()
+    for row in range(rows):
+        for column in range(columns):
+            members = [
+                y * width + x
+                for y in range(row * height // rows, -(-(row + 1) * height // rows))
+                for x in range(column * width // columns, -(-(column + 1) * width // columns))
+                if y * width + x in whole
+            ]
+            free = [place for place in members if place not in taken]
+            if free:
+                middle = np.mean([divmod(place, width) for place in members], axis=0)
+                taken.add(
+                    min(free, key=lambda p, m=middle: np.sum((np.divmod(p, width) - m) ** 2))
+                )
+                averages.append(np.mean([whole[place] for place in members], axis=0))
+    assert {int(tokens.raster[i]) for i in merged.representatives} == taken
+    np.testing.assert_allclose(merged.features, averages, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "ratio", "expected"),
+    [
+        ((27, 27), 0.5, (19, 19)),
+        ((24, 24), 1.0, (24, 24)),
+        ((14, 14), 0.25, (7, 7)),
+        ((1, 40), 0.1, (1, 4)),
+        ((40, 1), 0.1, (4, 1)),
+        ((5, 5), 0.001, (1, 1)),
+    ],
+)
+def test_cells_are_about_as_wide_as_high(
+    size: tuple[int, int], ratio: float, expected: tuple[int, int]
+) -> None:
+    assert pooled_size(*size, ratio) == expected
+
+
+def test_merged_tokens_enter_at_the_places_of_their_representatives() -> None:
+    layout, embeds = two_images()
+    pruning = Pruning(pre_criterion="pooling", pre_keep_ratio=0.25)
+
+    entered = prune_before_decoder(pruning, layout, embeds)
+
+    pruned = layout.keep(entered.rows)
+    assert entered.is_merged
+    assert entered.embeds.dtype == embeds.dtype
+    assert (
+        [len(pruned.rows(span)) for span in range(2)] == [9, 4] == [*pre_quotas(pruning, layout)]
+    )
+    first = embeds[2:38].reshape(6, 6, 8)[:2, :2].reshape(4, 8).astype(np.float32).mean(axis=0)
+    np.testing.assert_allclose(entered.embeds[2], first, atol=1e-3)
+    is_text = ~pruned.is_visual
+    assert np.array_equal(entered.embeds[is_text], embeds[~layout.is_visual])
+    schedule = PruningSchedule(num_layers=8, stages=(2, 4))
+    assert forecast(pruning, schedule, layout)[0] == 13
+
+
+def test_pooling_leaves_protected_tokens_alone_and_does_not_see_forbidden_ones() -> None:
+    layout, embeds = two_images()
+    protected, forbidden = np.zeros(60, bool), np.zeros(60, bool)
+    protected[[2, 9]], forbidden[3:8] = True, True
+    layout = layout.with_regions(protected=protected, forbidden=forbidden)
+    other = embeds.copy()
+    other[3:8] = 7.0
+    pruning = Pruning(pre_criterion="pooling", pre_keep_ratio=0.25)
+
+    entered, same = (prune_before_decoder(pruning, layout, each) for each in (embeds, other))
+
+    assert np.array_equal(entered.rows, same.rows)
+    assert np.array_equal(entered.embeds, same.embeds)
+    assert {2, 9} <= set(entered.rows) <= set(range(60)) - set(range(3, 8))
+    assert np.array_equal(entered.embeds[np.isin(entered.rows, [2, 9])], embeds[[2, 9]])
+    assert layout.keep(entered.rows).num_kept == 9 + 4 + 2
+
+
 # -- the stage --------------------------------------------------------------------------------
 
 
@@ -223,8 +342,8 @@ def test_random_repeats_with_its_seed_only() -> None:
     assert kept("random", tokens, 9) == kept("random", same, 9) != kept("random", other, 9)
 
 
-@pytest.mark.parametrize("name", ["none", "pooling", "fastv"])
+@pytest.mark.parametrize("name", ["None", "pool", "fastv"])
 def test_unknown_criterion_before_the_decoder(name: str) -> None:
     message = f"criterion before the decoder '{name}' is unknown; choose uniform, random, divprune"
     with pytest.raises(RequestError, match=message):
-        pre_criterion(name)
+        require_pre_criterion(name)

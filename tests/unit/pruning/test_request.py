@@ -66,7 +66,8 @@ def test_the_bound_is_the_one_that_is_documented() -> None:
 
 def test_criteria_by_name() -> None:
     assert CRITERION_NAMES == (
-        "feather", "fastv", "fastv-full", "pyramiddrop", "ivc", "uniform", "random", "none",
+        "feather", "fastv", "fastv-full", "pyramiddrop", "pyramiddrop-reset", "ivc", "ivc-value",
+        "uniform", "random", "none",
     )  # fmt: skip
     for name in CRITERION_NAMES[:-1]:
         assert criterion(name)
@@ -74,6 +75,6 @@ def test_criteria_by_name() -> None:
 
 @pytest.mark.parametrize("name", ["none", "Feather", "divprune"])
 def test_unknown_criterion(name: str) -> None:
-    message = f"criterion '{name}' is unknown; choose feather, fastv, fastv-full, pyramiddrop"
+    message = f"criterion '{name}' is unknown; choose feather, fastv, fastv-full, pyramiddrop,"
     with pytest.raises(RequestError, match=message):
         criterion(name)

@@ -191,3 +191,13 @@ def test_regions_that_cannot_be_met(regions: list[Region], message: str) -> None
 def test_regions_that_make_no_sense(fields: dict[str, object], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         Region(**fields)
+
+
+@pytest.mark.parametrize("left", [-300, -40, -1, 0, 2, 500])
+def test_a_tile_beside_a_region_has_none_of_it(left: int) -> None:
+    tile = Raster(height=4, width=4, box=(left + 10, 0, left + 10 + 8, 8))
+    beside = Region(box=(0, 0, 8, 8)) if left >= 0 else Region(box=(20, 2, 24, 4))
+    assert overlapping_tokens(beside, tile).tolist() == []
+    turned = Raster(height=4, width=4, box=(0, left + 10, 8, left + 10 + 8))
+    x0, y0, x1, y1 = beside.box
+    assert overlapping_tokens(Region(box=(y0, x0, y1, x1)), turned).tolist() == []

@@ -360,6 +360,16 @@ def test_pruned_only_before_the_decoder(bundle: Bundle) -> None:
     ]  # fmt: skip
 
 
+def test_merged_tokens_are_told_apart(bundle: Bundle) -> None:
+    pruning = Pruning(pre_criterion="pooling", pre_keep_ratio=0.25)
+
+    result = answering(bundle, 300).generate(PICTURE, PROMPT, pruning=pruning, max_new_tokens=1)
+
+    assert [stage.is_merged for stage in result.stages] == [True, False, False]
+    assert [stage["is_merged"] for stage in result.to_dict()["stages"]] == [True, False, False]
+    assert result.stages[0].kept_indices.tolist()[:5] == [0, 2, 4, 6, 16]
+
+
 def test_regions_hold_before_the_decoder(bundle: Bundle) -> None:
     pruning = Pruning(pre_criterion="divprune", pre_keep_ratio=0.05, keep_ratio=(1.0,))
     regions = [Region(box=(10, 5, 15, 10)), Region(box=(5, 15, 25, 20), rule="forbid")]
@@ -453,11 +463,17 @@ def test_record_is_json(bundle: Bundle) -> None:
         "rasters",
         "stages",
         "reason",
+        "deadline",
         "preprocess_ms",
         "vision_ms",
         "prefill_ms",
+        "segment_ms",
+        "prune_ms",
         "ttft_ms",
         "tpot_ms",
+        "itl_ms",
+        "load_ms",
+        "peak_rss_mib",
         "backend",
         "device",
         "precision",
@@ -472,10 +488,14 @@ def test_record_is_json(bundle: Bundle) -> None:
         "criterion",
         "selection",
         "quota_change",
+        "is_merged",
         "kept_indices",
     }
     parts = record["preprocess_ms"] + record["vision_ms"] + record["prefill_ms"]
     assert 0 < parts <= record["ttft_ms"]
+    assert len(record["segment_ms"]) == 3
+    assert 0 < sum(record["segment_ms"]) + record["prune_ms"] <= record["prefill_ms"]
+    assert record["itl_ms"] == [record["tpot_ms"]]
 
 
 def test_fp16_bundle_is_fed_fp16(bundles: BundleFactory) -> None:

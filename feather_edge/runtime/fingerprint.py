@@ -1,0 +1,130 @@
+"""What a measured time depends on: bundle, backend, machine and software."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from feather_edge import __version__
+from feather_edge.engine_record import engine_folder, engine_targets
+from feather_edge.runtime.backend_names import ENGINE_BACKENDS
+
+if TYPE_CHECKING:
+    from feather_edge.bundle import Bundle
+    from feather_edge.runtime.backends import Backend
+
+PACKAGES = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt-rtx",),
+}
+"""Distributions that may hold a backend's library."""
+
+
+class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What must be the same for a measured time to hold.
+
+    Attributes:
+        bundle: the manifest's own SHA-256; it has the recipe and the hash of every file.
+        engines: SHA-256 of the records of the bundle's engines; None where graphs run.
+        feather_edge: version.
+        backend: name.
+        device: where tensors lie.
+        library: distribution and version of what runs the graphs; None where none is installed.
+        machine: board or processor.
+        power_mode: of a Jetson, as ``nvpmodel`` has it; None elsewhere.
+        num_cores: that the process may use.
+        num_threads: asked for; None is the backend's own choice.
+    """
+
+    bundle: str
+    engines: str | None
+    feather_edge: str
+    backend: str
+    device: str
+    library: str | None
+    machine: str
+    power_mode: str | None
+    num_cores: int
+    num_threads: int | None
+
+    @property
+    def file(self) -> str:
+        """Path within a bundle of what is measured with this backend and device."""
+        return f"calibration/{self.backend}-{self.device.replace(':', '-')}.json"
+
+    def difference(self, other: Fingerprint) -> str | None:
+        """Return the first thing in which ``other`` differs, in words; None if nothing does."""
+        for name in self.__struct_fields__:
+            was, now = getattr(self, name), getattr(other, name)
+            if was != now:
+                label = name.replace("_", "-")
+                return f"{label} {_short(was)}, and here it is {_short(now)}"
+        return None
+
+
+def fingerprint(bundle: Bundle, backend: Backend) -> Fingerprint:
+    """Return what times measured here and now depend on."""
+    return Fingerprint(
+        bundle=bundle.manifest.sha256,
+        engines=_engines(bundle) if backend.name in ENGINE_BACKENDS else None,
+        feather_edge=__version__,
+        backend=backend.name,
+        device=backend.device,
+        library=_library(backend.name),
+        machine=machine_name(),
+        power_mode=_text(Path("/var/lib/nvpmodel/status")),
+        num_cores=len(os.sched_getaffinity(0)),
+        num_threads=backend.num_threads,
+    )
+
+
+def machine_name(root: Path = Path("/")) -> str:
+    """Return the board's own name, or the processor's."""
+    board = _text(root / "proc/device-tree/model")
+    if board is not None:
+        return board
+    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.machine()
+
+
+def _text(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    except OSError:
+        return None
+
+
+def _engines(bundle: Bundle) -> str:
+    folders = (engine_folder(bundle.path, target) for target in engine_targets(bundle.path))
+    files = [file for folder in folders for file in sorted(folder.glob("*.json"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _library(backend: str) -> str | None:
+    versions = {name: _version(name) for name in PACKAGES.get(backend, ())}
+    found = [f"{name} {version}" for name, version in versions.items() if version is not None]
+    return found[0] if found else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    is_hash = len(text) == 64 and set(text) <= set("0123456789abcdef")
+    return text[:12] if is_hash else text

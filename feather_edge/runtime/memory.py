@@ -1,0 +1,29 @@
+"""Host memory of this process, as Linux counts it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+STATUS = Path("/proc/self/status")
+
+
+def rss_mib() -> float:
+    """Return the resident memory now, in MiB."""
+    return _read("VmRSS")
+
+
+def peak_rss_mib() -> float:
+    """Return the most resident memory so far, in MiB.
+
+    Not ``getrusage``: what that counts survives ``exec``, so a process would report the memory of
+    the larger one that started it.
+    """
+    return _read("VmHWM")
+
+
+def _read(field: str) -> float:
+    for line in STATUS.read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) / 1024
+    raise AssertionError(f"{STATUS} has no {field}")  # pragma: no cover - Linux always has it
