@@ -76,7 +76,8 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-DType = Literal["float32", "float16", "int64", "bool"]
+DType = Literal["float32", "float16", "bfloat16", "int64", "bool"]
+"""Names of numpy types; ``bfloat16`` is one once ml_dtypes is imported."""
 
 VISION_ENCODER = "vision_encoder"
 DECODER = "decoder_{}"

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from feather_edge.checkpoint.packed import PackedFormat
 from feather_edge.graphs import DecoderShape, GraphSpec
 from feather_edge.images import ImageSpec
 from feather_edge.recipes import ExportRecipe
@@ -97,7 +98,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         feather_edge_version: what wrote the bundle.
         source: name of the checkpoint folder or hub id.
         model_type: Hugging Face's name of the family.
-        recipe: the effective recipe, stages filled in.
+        recipe: the effective recipe, nothing left out that the export decided.
         decoder: sizes of the decoder.
         rotary: its rotary embedding.
         local_attention: of its local layers, if it has any.
@@ -111,6 +112,9 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         graphs: contract of each graph, vision encoder first, then the segments.
         files: every other file of the bundle, by its path.
         sha256: of everything else in this struct; see ``manifest_sha256``.
+        taken_over: how the checkpoint's own int4 weights were packed, if it had such.
+        kept_higher: dense layers that ``int8-dynamic`` would have hurt, and by how much: the
+            relative error of what they give. Their weights are ``int8`` blocks instead.
     """
 
     format_version: int
@@ -131,6 +135,8 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     prompt_attention: PromptAttention = "causal"
     embedding_scale: float = 1.0
     prompt: PromptForm = PromptForm()
+    taken_over: PackedFormat | None = None
+    kept_higher: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 def manifest_sha256(manifest: BundleManifest) -> str:

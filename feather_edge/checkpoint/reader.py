@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from feather_edge import strict_json
+from feather_edge.checkpoint.packed import PackedFormat, read_packed_format
 from feather_edge.errors import CheckpointError, UnsupportedModelError
 
 CONFIG_FILE = "config.json"
@@ -92,11 +93,13 @@ class Checkpoint:
         path: the folder.
         config: config.json as it is.
         generation_config: generation_config.json as it is; empty if there is none.
+        packed: how dense layers are packed, where they are quantised.
     """
 
     path: Path
     config: dict[str, Any]
     generation_config: dict[str, Any]
+    packed: PackedFormat | None
     _tensors: dict[str, TensorView]
 
     @classmethod
@@ -108,7 +111,8 @@ class Checkpoint:
 
         Raises:
             CheckpointError: the folder or a file in it is missing, damaged or inconsistent.
-            UnsupportedModelError: it needs code of its own, or its weights are quantised.
+            UnsupportedModelError: it needs code of its own, or its weights are quantised in a
+                way that cannot be taken over.
         """
         if not folder.is_dir():
             state = "is a file" if folder.exists() else "does not exist"
@@ -128,6 +132,7 @@ class Checkpoint:
             path=folder,
             config=config,
             generation_config=read_json_object(generation) if generation.is_file() else {},
+            packed=read_packed_format(config),
             _tensors=_find_tensors(folder),
         )
 
@@ -175,13 +180,6 @@ def _refuse_unsupported(folder: Path, config: dict[str, Any]) -> None:
             f"{folder / CONFIG_FILE} has auto_map: the model needs Python code from its own "
             "folder, which is never run; use a checkpoint of a model_type that transformers has"
         )
-    for part in parts:
-        if part.get("quantization_config"):
-            method = part["quantization_config"].get("quant_method", "unknown")
-            raise UnsupportedModelError(
-                f"{folder / CONFIG_FILE} has a quantization_config (quant_method {method}); only "
-                "plain float weights can be exported: use the checkpoint it was made from"
-            )
 
 
 def _find_tensors(folder: Path) -> dict[str, TensorView]:

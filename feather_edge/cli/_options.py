@@ -242,10 +242,9 @@ task_options = all_of(
 
 box_format_option = click.option(
     "--box-format",
-    type=click.Choice(("location-tokens", "location-tokens-yx", "pixels", "0-1", "0-1000")),
+    type=click.Choice(("location-tokens", "pixels", "0-1", "0-100", "0-1000")),
     show_default="location tokens, where the model has them",
-    help="How the model writes boxes: x0, y0, x1, y1 of the picture as it sees it, after -yx y0, "
-    "x0, y1, x1 (PaliGemma).",
+    help="How the model writes boxes: always x0, y0, x1, y1 of the picture as it sees it.",
 )
 
 backend_option = click.option(

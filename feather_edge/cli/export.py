@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
+from feather_edge.cli._export_options import precision_options
 from feather_edge.cli._options import emit_json, json_option, pruning_options, stages_option
 from feather_edge.cli._progress import progress_bar
-from feather_edge.recipes import OpsetName, Precision, default_recipe_name, load_recipe, override
+from feather_edge.recipes import default_recipe_name, load_recipe, override
 
 
 @click.command(
@@ -34,19 +35,7 @@ from feather_edge.recipes import OpsetName, Precision, default_recipe_name, load
     help_text="Decoder layers before which visual tokens are pruned; none leaves it unsplit.",
 )
 @pruning_options(default="from the recipe")
-@click.option(
-    "--precision",
-    type=click.Choice(get_args(Precision)),
-    show_default="from the recipe",
-    help="Of weights and activations.",
-)
-@click.option(
-    "--opset",
-    type=click.Choice(get_args(OpsetName)),
-    show_default="from the recipe",
-    help="Form of the graphs: 18 for TensorRT before 10.15, 23 for all else, 24 for KV caches in "
-    "place with TensorRT; weights are shared.",
-)
+@precision_options
 @click.option("-f", "--force", is_flag=True, help="Replace a bundle that exists.")
 @json_option
 def command(

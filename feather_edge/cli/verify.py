@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
+from feather_edge.cli._file_check import check_files
 from feather_edge.cli._options import BACKENDS, emit_json, engine_run_options, json_option
-from feather_edge.cli._tables import print_table
-
-if TYPE_CHECKING:
-    from feather_edge.evaluate.parity_report import VerifyReport
+from feather_edge.cli._parity_tables import print_parity
+from feather_edge.cli._precision_report import precision_report_options, run_precision_report
 
 
 @click.command(
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 @click.option(
     "--backend",
     type=click.Choice([name for name in BACKENDS if name != "auto"]),
-    required=True,
     help="What to compare with ONNX Runtime: engines, or with onnxruntime another opset.",
 )
 @engine_run_options
@@ -43,7 +41,7 @@ if TYPE_CHECKING:
     "--fail-below",
     "lowest_cosine",
     type=click.FloatRange(-1, 1),
-    show_default="0.9999, with fp16 0.99",
+    show_default="0.9999 with fp32, else 0.99",
     help="Least cosine of any output of any graph.",
 )
 @click.option(
@@ -53,48 +51,43 @@ if TYPE_CHECKING:
     show_default="0.9",
     help="Least share of the kept rows that a graph has in common with the reference.",
 )
+@click.option("--files", is_flag=True, help="Compare every file with its hash, nothing else.")
+@precision_report_options
 @json_option
 def command(
-    *, bundle: Path, image: Path | None, prompt: str | None, as_json: bool, **options: object
+    *,
+    bundle: Path,
+    image: Path | None,
+    prompt: str | None,
+    files: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Compare a backend with ONNX Runtime, graph by graph.
+    """Compare backends, precisions, or files with their hashes.
 
     Every graph gets the inputs that it gets in ONNX Runtime; then both answer on their own.
     Prints how far outputs are apart, which kept rows and answers agree, and ends with status 1
     where they do not. Reads BUNDLE, writes nothing.
     """
+    if files:
+        check_files(bundle, as_json=as_json)
+        return
+    report_options = {name: options.pop(name) for name in ("reference", "task", "limit", "text")}
+    if report_options["reference"] is not None:
+        run_precision_report(bundle, as_json=as_json, **report_options)
+        return
+    if options["backend"] is None:
+        raise click.UsageError("give --backend, --precision-report BUNDLE, or --files")
     from feather_edge.bundle import Bundle
-    from feather_edge.verify import Sample, verify
+    from feather_edge.samples import Sample
+    from feather_edge.verify import verify
 
     if (image is None) != (prompt is None):
         raise click.UsageError("--image and --prompt go together")
     own = () if image is None else (Sample(name=image.name, image=image, prompt=prompt or ""),)
-    report = verify(Bundle.open(bundle), samples=own, **options)  # type: ignore[arg-type]
+    report = verify(Bundle.open(bundle), samples=own, **options)
     if as_json:
         emit_json(report)
     else:
-        _print(report, with_all=bool(options["layers"]))
+        print_parity(report, with_all=bool(options["layers"]))
     report.check()
-
-
-def _print(report: VerifyReport, *, with_all: bool) -> None:
-    click.echo(f"{report.bundle}: {report.tested} against {report.reference}\n")
-    print_table(
-        "Same inputs, graph by graph" + ("" if with_all else ": the worst output of each"),
-        ("graph", "phase", "output", "cosine", "max abs", "not finite", "sample"),
-        [
-            (t.graph, t.phase, t.tensor, f"{t.cosine:.6f}", f"{t.max_abs:.2g}", t.num_not_finite,
-             t.sample)
-            for t in (report.tensors if with_all else report.worst_of_each_graph)
-        ],
-    )  # fmt: skip
-    print_table(
-        "Kept rows",
-        ("graph", "sample", "in common", "best by its own scores"),
-        [
-            (k.graph, k.sample, f"{k.overlap:.1%}", "yes" if k.is_top_k else "NO")
-            for k in report.kept
-        ],
-    )
-    for line in report.last_lines:
-        click.echo(line)

@@ -24,7 +24,7 @@ PROCESS_MIB = 200
 """Peak of a worker that builds next to nothing."""
 BUILD_FACTOR, BUILD_FACTOR_PER_PROFILE = 1.2, 2.1
 """Peak of the builder over bytes of weights, and what each profile adds."""
-ITEM_BYTES = {"float32": 4, "float16": 2, "int64": 8, "bool": 1}
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "bool": 1}
 
 
 class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ from feather_edge.engines.record import RECORD_VERSION, file_hash
 from feather_edge.engines.timing_cache import timing_cache_file
 from feather_edge.errors import BuildError
 from feather_edge.graphs import CACHE_CAPACITY
+from feather_edge.recipes.precision import activations, beyond_opset_18, is_dynamic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,6 +98,7 @@ def plan_engines(
         BuildError: if the bundle lacks the form that this TensorRT reads, or a limit is more
             than TensorRT can do.
     """
+    _check_precision(bundle)
     limits = read_limits(bundle.manifest, bundle.schedule, recipe)
     if plugin is None:
         check_top_k(limits)
@@ -118,11 +120,14 @@ def notes(bundle: Bundle, recipe: EngineRecipe) -> tuple[str, ...]:
     """Return what is allowed but may not be what was meant."""
     found = read_limits(bundle.manifest, bundle.schedule, recipe).notes
     precision = bundle.manifest.recipe.precision
-    if precision != recipe.precision:
+    floats = activations(bundle.manifest.recipe, precision)
+    if floats != recipe.precision:
+        is_float = floats == precision
         found += (
             (
-                f"the bundle is {precision}; {recipe.precision} suits this target better, and "
-                f"precision is decided at export: --precision {recipe.precision}"
+                f"the bundle {'is' if is_float else 'has activations in'} {floats}; "
+                f"{recipe.precision} suits this target better, and that is decided at export: "
+                f"--{'precision' if is_float else 'activations'} {recipe.precision}"
             ),
         )
     return found
@@ -149,7 +154,7 @@ def _plan(
     precision = bundle.manifest.recipe.precision
     cache = timing_cache_file(recipe, environment, precision=precision)
     # No fused attention has float32.
-    decomposable = precision == "fp32" and form.opset >= ATTENTION_OPSET
+    decomposable = spec.inputs[0].dtype == "float32" and form.opset >= ATTENTION_OPSET
     job = EngineJob(
         graph=spec.name,
         backend=recipe.backend,
@@ -210,8 +215,25 @@ def _choose_form(
     raise BuildError(
         f"{bundle.path} has {spec.name} in opset {has}, but {recipe.backend} "
         f"{environment.tensorrt_version} with --opset {recipe.opset} reads none of these; "
-        f"{'choose another --opset' if len(spec.forms) > 1 else 'export with --opset all'}"
+        f"{_way_out(bundle, spec)}"
     )
+
+
+def _way_out(bundle: Bundle, spec: GraphSpec) -> str:
+    if len(spec.forms) > 1:
+        return "choose another --opset"
+    beyond = beyond_opset_18(bundle.manifest.recipe)
+    if not beyond:
+        return "export with --opset all"
+    return f"opset 18 cannot hold {beyond}, so export with --precision fp16"
+
+
+def _check_precision(bundle: Bundle) -> None:
+    if is_dynamic(bundle.manifest.recipe):
+        raise BuildError(
+            f"{bundle.path} holds int8-dynamic graphs, which quantise activations at run time as "
+            f"CPUs like it; TensorRT has no such operator, so export with --precision int8 or int4"
+        )
 
 
 def _reads(form: GraphForm, recipe: EngineRecipe, environment: Environment) -> bool:

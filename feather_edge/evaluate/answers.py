@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BoxFormat", "BoxReader", "is_same_word"]
 
-BoxFormat = Literal["location-tokens", "location-tokens-yx", "pixels", "0-1", "0-1000"]
+BoxFormat = Literal["location-tokens", "pixels", "0-1", "0-100", "0-1000"]
 
 MIN_IOU = 0.5
 """An answer finds its thing when the boxes overlap at least this much."""
@@ -37,10 +37,10 @@ class BoxReader:
     """Reads the box that an answer names, in one of the formats that models are trained on.
 
     Attributes:
-        box_format: ``location-tokens``: bins of the view; ``0-1`` and ``0-1000``: shares of it;
-            ``pixels``: of the view. Always x0, y0, x1, y1, but ``location-tokens-yx``, which is
-            y0, x0, y1, x1 as PaliGemma writes it.
-        num_bins: location tokens per axis; only for location tokens.
+        box_format: ``location-tokens``: bins of the view; ``0-1``, ``0-100``, ``0-1000``: shares
+            of it; ``pixels``: of the view. Always x0, y0, x1, y1, but for location tokens as
+            PaliGemma writes them.
+        num_bins: location tokens per axis; only for ``location-tokens``.
     """
 
     box_format: BoxFormat
@@ -64,32 +64,31 @@ class BoxReader:
             raise RequestError(
                 f"box format {box_format!r} is unknown; choose {', '.join(get_args(BoxFormat))}"
             )
-        if box_format is not None and not box_format.startswith("location-tokens"):
+        if box_format is not None and box_format != "location-tokens":
             return cls(box_format=box_format)
         num_bins = _num_location_tokens(bundle)
         if num_bins:
-            return cls(box_format=box_format or "location-tokens", num_bins=num_bins)
+            return cls(box_format="location-tokens", num_bins=num_bins)
         if box_format is None:
             return None
         raise RequestError(
             f"{bundle.path} has no location tokens such as <loc_07> in its vocabulary; choose "
-            f"box format pixels, 0-1 or 0-1000"
+            f"box format pixels, 0-1, 0-100 or 0-1000"
         )
 
     def read(self, text: str, geometry: ViewGeometry) -> Box | None:
         """Return the box in pixels of the view, or None unless the answer is exactly one box."""
         width, height = geometry.view_size
-        if self.box_format.startswith("location-tokens"):
-            is_swapped = self.box_format == "location-tokens-yx"
-            size = (width, height) if is_swapped else (height, width)
-            box = parse_location_tokens(text, num_bins=self.num_bins, image_size=size)
-            return box if box is None or not is_swapped else (box[1], box[0], box[3], box[2])
+        if self.box_format == "location-tokens":
+            return parse_location_tokens(text, num_bins=self.num_bins, image_size=(height, width))
         boxes = BOX_TEXT.findall(text)  # the 2 of "bbox_2d" is no coordinate
         numbers = [float(n) for n in _NUMBER.findall(boxes[0] if len(boxes) == 1 else text)]
         if len(numbers) != 4:
             return None
-        units = {"pixels": (1.0, 1.0), "0-1": (width, height)}
-        x_unit, y_unit = units.get(self.box_format, (width / 1000, height / 1000))
+        x_unit, y_unit = 1.0, 1.0
+        if self.box_format != "pixels":
+            whole = float(self.box_format.removeprefix("0-"))
+            x_unit, y_unit = width / whole, height / whole
         x0, y0, x1, y1 = numbers
         return (x0 * x_unit, y0 * y_unit, x1 * x_unit, y1 * y_unit)
 

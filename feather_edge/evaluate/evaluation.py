@@ -35,13 +35,14 @@ if TYPE_CHECKING:
     from feather_edge.evaluate.comparison import Budget, Comparison
     from feather_edge.evaluate.records import Trial
     from feather_edge.evaluate.tasks import Question, Sample, Task
+    from feather_edge.images import ImageSpec
     from feather_edge.pruning import Pruning
     from feather_edge.runtime.result import Result
 
     OnProgress = Callable[[int, int], None]
     """Called with the samples done in this run, and all that it has to do."""
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "score_answer"]
 
 
 def evaluate(
@@ -133,7 +134,7 @@ class _Examiner:
         self, image: Image.Image, question: Question, trial: Trial, pruning: Pruning
     ) -> Record:
         result = self._session.generate(image, question.text, pruning=pruning)
-        score = self._score(image, question, result.text)
+        score = score_answer(image, question, result.text, self._reader, self._images)
         sample, number, method, keep_ratio = trial
         return Record(
             sample=sample,
@@ -150,17 +151,6 @@ class _Examiner:
             ttft_ms=result.ttft_ms,
         )
 
-    def _score(self, image: Image.Image, question: Question, text: str) -> float:
-        if question.answer is not None:
-            return float(is_same_word(text, question.answer))
-        assert self._reader is not None  # noqa: S101 - checked before the run
-        assert question.box is not None  # noqa: S101 - for the type checker
-        geometry = self._images.geometry(image.size)
-        said = self._reader.read(text, geometry)
-        return (
-            0.0 if said is None else intersection_over_union(geometry.to_image(said), question.box)
-        )
-
 
 def _kept_row(result: Result) -> float:
     """Return how far down their rasters the kept tokens are on average, 0 to 1."""
@@ -170,6 +160,26 @@ def _kept_row(result: Result) -> float:
     ]
     every = np.concatenate(places)
     return float(np.mean(every[result.stages[0].kept_indices] if result.stages else every))
+
+
+def score_answer(
+    image: Image.Image,
+    question: Question,
+    text: str,
+    reader: BoxReader | None,
+    images: ImageSpec,
+) -> float:
+    """Return how right an answer is: the overlap of the boxes, or 1 for the right word, else 0.
+
+    ``reader`` may be None for questions that ask for a word.
+    """
+    if question.answer is not None:
+        return float(is_same_word(text, question.answer))
+    assert reader is not None  # noqa: S101 - checked before the run
+    assert question.box is not None  # noqa: S101 - for the type checker
+    geometry = images.geometry(image.size)
+    said = reader.read(text, geometry)
+    return 0.0 if said is None else intersection_over_union(geometry.to_image(said), question.box)
 
 
 def _reseeded(pruning: Pruning, sample: str) -> Pruning:
@@ -192,7 +202,7 @@ def _box_reader(bundle: Bundle, task: Task, box_format: BoxFormat | None) -> Box
     if reader is None and has_boxes:
         raise RequestError(
             f"task {task.name} asks for boxes and {bundle.path} has no location tokens; say how "
-            f"the model writes boxes with --box-format pixels, 0-1 or 0-1000"
+            f"the model writes boxes with --box-format pixels, 0-1, 0-100 or 0-1000"
         )
     return reader
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -22,31 +22,40 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from feather_edge.export.dialects import Dialect
+    from feather_edge.export.precision import GraphPrecision
     from feather_edge.export.weights import Weights
     from feather_edge.graphs import DType, GraphSpec
 
 DTYPES = {
     "float32": ir.DataType.FLOAT,
     "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+    "int4": ir.DataType.INT4,
+    "int8": ir.DataType.INT8,
     "int64": ir.DataType.INT64,
     "bool": ir.DataType.BOOL,
 }
+
+
+WeightType: TypeAlias = "DType | Literal['int4', 'int8']"
 
 
 class GraphBuilder:
     """Collects the nodes of one graph; ``model()`` closes it against its contract."""
 
     def __init__(
-        self, spec: GraphSpec, weights: Weights, *, dtype: DType, dialect: Dialect
+        self, spec: GraphSpec, weights: Weights, *, precision: GraphPrecision, dialect: Dialect
     ) -> None:
         self.spec = spec
-        self.dtype: DType = dtype
+        self.precision = precision
+        self.dtype: DType = precision.dtype
         self.dialect = dialect
-        self._weights = weights
+        self.weights = weights
         self._scope: list[str] = []
         self._nodes: list[ir.Node] = []
         self._initializers: dict[str, ir.Value] = {}
         self._functions: list[ir.Function] = []
+        self._extra_outputs: list[ir.Value] = []
         self._shared: dict[str, ir.Value] = {}
         self.inputs = {
             tensor.name: ir.Value(
@@ -167,7 +176,7 @@ class GraphBuilder:
             offset: added to every element, in float32.
         """
         views = [
-            self._weights.tensor(source, shape=(first, *shape[1:]))
+            self.weights.tensor(source, shape=(first, *shape[1:]))
             for source, first in zip(sources, first_dims or shape[:1], strict=True)
         ]
         target = np.dtype(dtype or self.dtype)
@@ -182,11 +191,20 @@ class GraphBuilder:
             array = parts[0] if len(parts) == 1 else np.concatenate(parts)
             return ir.Tensor(np.ascontiguousarray(array.T if transpose else array))
 
-        tensor = ir.LazyTensor(
-            read, dtype=ir.DataType.from_numpy(target), shape=ir.Shape(stored), name=graph_name
-        )
-        self._add_initializer(graph_name, tensor)
-        return self._initializers[graph_name]
+        return self.lazy(graph_name, read, dtype=dtype or self.dtype, shape=stored)
+
+    def lazy(
+        self,
+        name: str,
+        read: Callable[[], ir.TensorProtocol],
+        *,
+        dtype: WeightType,
+        shape: tuple[int, ...],
+    ) -> ir.Value:
+        """Return a weight that ``read`` gives when it is being written, in order of asking."""
+        tensor = ir.LazyTensor(read, dtype=DTYPES[dtype], shape=ir.Shape(shape), name=name)
+        self._add_initializer(name, tensor)
+        return self._initializers[name]
 
     def external(self, name: str, tensor: ir.ExternalTensor) -> ir.Value:
         """Return a weight that already lies in another file of the bundle."""
@@ -196,6 +214,13 @@ class GraphBuilder:
     def function(self, function: ir.Function) -> None:
         """Add a model-local function; nodes refer to it by domain and name."""
         self._functions.append(function)
+
+    def extra_output(self, name: str, value: ir.Value) -> None:
+        """Add a float32 scalar to the outputs, behind those of the contract."""
+        value.name = name
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+        value.shape = ir.Shape(())
+        self._extra_outputs.append(value)
 
     def adopt(self, model: ir.Model, inputs: Mapping[str, ir.Value]) -> list[ir.Value]:
         """Take over the nodes and weights of another model, of this graph's opset.
@@ -239,6 +264,7 @@ class GraphBuilder:
             value.type = ir.TensorType(DTYPES[tensor.dtype])
             value.shape = ir.Shape(tensor.shape)
             ordered.append(value)
+        ordered += self._extra_outputs
         domains = {function.domain: 1 for function in self._functions}
         graph = ir.Graph(
             list(self.inputs.values()),

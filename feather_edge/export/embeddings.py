@@ -1,8 +1,8 @@
 """The embeddings of the vocabulary, and a language head that may be the same matrix.
 
 The runtime looks rows up on the host, in a memory-mapped safetensors file. When head and
-embeddings are tied, the last segment's head weight points into that very file, so the largest
-tensor of a small model is stored once.
+embeddings are tied and the head is not quantised, the last segment's head weight points into that
+very file, so the largest tensor of a small model is stored once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from feather_edge.checkpoint.reader import read_tensors
 from feather_edge.export.builder import DTYPES
+from feather_edge.export.dense import dense
 from feather_edge.graphs import EMBED_TOKENS_FILE, EMBED_TOKENS_TENSOR
 
 if TYPE_CHECKING:
@@ -21,25 +22,64 @@ if TYPE_CHECKING:
 
     from feather_edge.export.builder import GraphBuilder
     from feather_edge.export.families import FamilyModel
-    from feather_edge.graphs import DType
+    from feather_edge.export.precision import GraphPrecision
 
 EMBEDDINGS = "text.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
 
-def write_embeddings(folder: Path, model: FamilyModel, *, dtype: DType) -> None:
-    """Write the embeddings [V, D] into the bundle."""
+def write_embeddings(folder: Path, model: FamilyModel, precision: GraphPrecision) -> None:
+    """Write the embeddings [V, D] into the bundle.
+
+    Their type is that of the decoder's activations, or the checkpoint's own where that is
+    narrower and no head shares them: rows are widened as they are looked up.
+    """
     from safetensors.numpy import save_file
 
     shape = (model.text.vocab_size, model.text.hidden_size)
     view = model.weights.tensor(EMBEDDINGS, shape=shape)
-    table = view.read().astype(np.dtype(dtype), copy=False)
+    dtype = np.dtype(precision.dtype)
+    if not is_shared(model, precision) and view.dtype.itemsize < dtype.itemsize:
+        dtype = view.dtype
+    table = view.read().astype(dtype, copy=False)
     path = folder / EMBED_TOKENS_FILE
     save_file({EMBED_TOKENS_TENSOR: np.ascontiguousarray(table)}, path)
     path.chmod(0o644)  # safetensors writes for the owner alone; a bundle is copied and shared
 
 
-def head_weight(g: GraphBuilder, folder: Path, model: FamilyModel) -> ir.Value:
+def project_to_vocabulary(
+    g: GraphBuilder, normed: ir.Value, folder: Path, model: FamilyModel
+) -> ir.Value:
+    """Write the head's product of ``normed`` [B, D] with all words: [B, V].
+
+    Args:
+        g: the last segment's graph.
+        normed: of the last position.
+        folder: the bundle that is being written; a tied head refers to its embeddings.
+        model: the checkpoint.
+    """
+    form = g.precision.head
+    if form == "float":
+        weight = _head_weight(g, folder, model)
+        return g.op("Gemm", normed, weight, name="lm_head", transB=1)
+    source = EMBEDDINGS if model.text.tie_word_embeddings else HEAD
+    return dense(
+        g,
+        normed,
+        source.removesuffix(".weight"),
+        in_size=model.text.hidden_size,
+        out_sizes=(model.text.vocab_size,),
+        form=form,
+        name="lm_head",
+    )
+
+
+def is_shared(model: FamilyModel, precision: GraphPrecision) -> bool:
+    """Return whether the language head reads the file of the embeddings."""
+    return model.text.tie_word_embeddings and precision.head == "float"
+
+
+def _head_weight(g: GraphBuilder, folder: Path, model: FamilyModel) -> ir.Value:
     """Return the head's weight [V, D]: its own tensor, or the embeddings file's when tied."""
     shape = (model.text.vocab_size, model.text.hidden_size)
     if not model.text.tie_word_embeddings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from feather_edge.errors import UnsupportedModelError
+from feather_edge.export.dense import dense
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,18 +45,12 @@ def linear(
     has_bias: bool,
     name: str,
 ) -> ir.Value:
-    """Dense layers that share their input, as one MatMul: outputs of ``modules`` side by side.
+    """Dense layers that share their input, as one: outputs of ``modules`` side by side.
 
-    The checkpoint stores [out, in]; MatMul reads [in, out]. ``out_sizes`` are the modules' widths.
+    ``out_sizes`` are the modules' widths; the graph's precision says how weights are stored.
     """
-    weight = g.weight(
-        *(f"{module}.weight" for module in modules),
-        shape=(sum(out_sizes), in_size),
-        first_dims=out_sizes,
-        name=f"{g.path(name)}.weight",
-        transpose=True,
-    )
-    y = g.op("MatMul", x, weight, name=name)
+    form = g.precision.form_of(g.path(name))
+    y = dense(g, x, *modules, in_size=in_size, out_sizes=out_sizes, form=form, name=name)
     if not has_bias:
         return y
     biases = (f"{module}.bias" for module in modules)

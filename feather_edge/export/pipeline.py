@@ -12,23 +12,27 @@ from feather_edge import __version__
 from feather_edge.bundle import Bundle, staging_folder, write_manifest
 from feather_edge.checkpoint.reader import Checkpoint
 from feather_edge.errors import RecipeError
+from feather_edge.export.calibration import layers_to_keep
 from feather_edge.export.embeddings import write_embeddings
 from feather_edge.export.families import FamilyModel, read_family
+from feather_edge.export.precision import BundlePrecision, bundle_precision
 from feather_edge.export.segment import write_segment
 from feather_edge.export.writer import GraphWriter, Progress
 from feather_edge.graphs import OPSETS, DecoderShape, decoder_spec
 from feather_edge.manifest import FORMAT_VERSION, BundleManifest, LocalAttention, Rotary
 from feather_edge.pruning.schedule import PruningSchedule
+from feather_edge.recipes.precision import beyond_opset_18, effective_precision, is_dynamic
 from feather_edge.runtime.prompt import PROMPT_FILES, PromptFormatter
+from feather_edge.samples import shipped_samples
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from feather_edge.checkpoint.text_config import TextConfig
-    from feather_edge.graphs import DType, GraphSpec
+    from feather_edge.graphs import GraphSpec
     from feather_edge.recipes import ExportRecipe
 
-DTYPES: dict[str, DType] = {"fp32": "float32", "fp16": "float16"}
+NUM_CALIBRATION_SCENES = 4
 
 
 def export(
@@ -38,6 +42,7 @@ def export(
     *,
     force: bool = False,
     on_progress: Progress | None = None,
+    precision: BundlePrecision | None = None,
 ) -> Bundle:
     """Export a checkpoint folder into the bundle folder ``output``.
 
@@ -45,27 +50,38 @@ def export(
     traced and neither torch nor transformers is needed. ``output`` appears when everything is
     written; an interrupted export leaves nothing under that name.
 
+    Args:
+        checkpoint: a Hugging Face folder.
+        output: of the bundle.
+        recipe: what to decide.
+        force: replace a bundle that exists.
+        on_progress: called while weights are written.
+        precision: types of the graphs; None takes the recipe's, after a calibration where the
+            recipe needs one.
+
     Raises:
         CheckpointError: if the checkpoint cannot be read or is not supported.
-        RecipeError: if the recipe's stages do not fit the decoder's depth.
+        RecipeError: if the recipe's stages do not fit the decoder's depth, or its precision a
+            checkpoint that is quantised already.
         BundleError: if ``output`` exists (see ``force``) or cannot be written.
+        BackendError: if a calibration cannot run.
     """
     # 1. Understand the checkpoint, and settle where the decoder is split.
     source = Checkpoint.open(checkpoint)
     model = read_family(source)
     schedule = _schedule(recipe, model)
-    dtype = DTYPES[recipe.precision]
-    opsets = OPSETS if recipe.opset == "all" else (int(recipe.opset),)
+    opsets = _opsets(recipe)
+    types = precision or bundle_precision(recipe, source.packed)
     with staging_folder(output, force=force) as folder:
+        if precision is None and types.needs_calibration:
+            types = _calibrated(checkpoint, folder / "calibration", recipe, types)
         (folder / "onnx").mkdir()
-        writer = GraphWriter(
-            folder=folder, weights=model.weights, dtype=dtype, on_progress=on_progress
-        )
+        writer = GraphWriter(folder=folder, weights=model.weights, on_progress=on_progress)
         # 2. The vision encoder, projector included.
-        vision = model.vision_spec(dtype, opsets)
-        specs = [writer.write(vision, model.write_vision_encoder)]
-        # 3. The embeddings of the vocabulary; a tied head refers to them.
-        write_embeddings(folder, model, dtype=dtype)
+        vision = model.vision_spec(types.vision.dtype, opsets)
+        specs = [writer.write(vision, model.write_vision_encoder, precision=types.vision)]
+        # 3. The embeddings of the vocabulary; a tied head may refer to them.
+        write_embeddings(folder, model, types.decoder)
         # 4. The decoder, one graph per segment.
         for index, segment in enumerate(schedule.segments):
             spec = decoder_spec(
@@ -73,20 +89,39 @@ def export(
                 segment.layers,
                 decoder_shape(model.text),
                 is_last=segment == schedule.segments[-1],
-                dtype=dtype,
+                dtype=types.decoder.dtype,
                 opsets=opsets,
                 num_planes=model.num_planes,
             )
             compose = partial(write_segment, segment=segment, model=model, folder=folder)
-            specs.append(writer.write(spec, compose))
+            specs.append(writer.write(spec, compose, precision=types.decoder))
         # 5. Nothing of the decoder or the projector may be left over: it would be lost silently.
         model.weights.check_all_used("text.", "projector.")
         # 6. Tokenizer and chat template as they are, then the manifest.
         for name in PROMPT_FILES:
             if (source.path / name).is_file():
                 shutil.copyfile(source.path / name, folder / name)
-        write_manifest(folder, _manifest(source, model, recipe, schedule, specs))
+        manifest = _manifest(source, model, recipe, schedule, specs)
+        write_manifest(folder, msgspec.structs.replace(manifest, kept_higher=types.kept_higher))
     return Bundle.open(output)
+
+
+def _opsets(recipe: ExportRecipe) -> tuple[int, ...]:
+    if recipe.opset not in (None, "all"):
+        return (int(recipe.opset),)
+    if is_dynamic(recipe):  # TensorRT cannot read it, and the other forms are for TensorRT
+        return (23,)
+    return tuple(o for o in OPSETS if o > 18) if beyond_opset_18(recipe) else OPSETS
+
+
+def _calibrated(
+    checkpoint: Path, folder: Path, recipe: ExportRecipe, types: BundlePrecision
+) -> BundlePrecision:
+    """Return ``types`` with the layers kept higher that sample prompts say would be hurt."""
+    probing = export(checkpoint, folder, recipe, precision=types.probing())
+    found = types.keeping(layers_to_keep(probing, shipped_samples(NUM_CALIBRATION_SCENES)))
+    shutil.rmtree(folder)
+    return found
 
 
 def _schedule(recipe: ExportRecipe, model: FamilyModel) -> PruningSchedule:
@@ -139,7 +174,10 @@ def _manifest(
         feather_edge_version=__version__,
         source=source.path.name,
         model_type=source.config["model_type"],
-        recipe=msgspec.structs.replace(recipe, stages=schedule.stages),
+        recipe=msgspec.structs.replace(
+            recipe, stages=schedule.stages, **effective_precision(recipe)
+        ),
+        taken_over=source.packed,
         decoder=decoder_shape(text),
         rotary=_rotary(text),
         max_positions=text.max_positions,

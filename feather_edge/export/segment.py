@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from feather_edge.export.blocks.decoder import attention_score, decoder_layer, language_head
-from feather_edge.export.embeddings import head_weight
+from feather_edge.export.embeddings import project_to_vocabulary
 from feather_edge.export.prune_op import top_k_uniform_gather
 from feather_edge.graphs import DEEPSTACK_EMBEDS, cache_names
 
@@ -39,7 +40,7 @@ def write_segment(g: GraphBuilder, segment: Segment, model: FamilyModel, folder:
         caches += [output.present_key, output.present_value]
     outputs = dict(zip(cache_names("present", segment.layers), caches, strict=True))
     if segment.last_layer == model.text.num_layers - 1:
-        head = head_weight(g, folder, model)
+        head = partial(project_to_vocabulary, g, folder=folder, model=model)
         outputs["logits"] = language_head(g, hidden, head, model.text)
     else:
         # The score is the last layer's own: its normalised input, its q and k before rotary.

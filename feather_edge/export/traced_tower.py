@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from feather_edge.checkpoint.vision_config import TowerShape
-from feather_edge.errors import CheckpointError, UnsupportedModelError
+from feather_edge.errors import CheckpointError, RecipeError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -77,11 +77,17 @@ def traced_tower(
         Hidden states [N, rows, Dv], one per entry.
 
     Raises:
+        RecipeError: if its weights should be integers: what PyTorch writes stays float.
         CheckpointError: if the checkpoint lacks a weight of the tower.
         UnsupportedModelError: if PyTorch cannot trace the tower.
     """
     import torch
 
+    if g.precision.linears != "float":
+        raise RecipeError(
+            f"vision tower {raw['vision_config']['model_type']!r} has to be traced, which leaves "
+            f"its weights float; export with --vision-precision fp32 or fp16"
+        )
     with _quiet():
         tower = _load_tower(raw, weights).to(getattr(torch, g.dtype))
     shape = tower_shape(raw)

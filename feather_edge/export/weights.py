@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
+from feather_edge.checkpoint.packed import PackedLinear, check_groups, check_sizes
 from feather_edge.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -60,6 +61,36 @@ class Weights:
                 f"{list(shape)}; the checkpoint and its config do not match"
             )
         return view
+
+    def is_packed(self, module: str) -> bool:
+        """Return whether the checkpoint holds the dense layer ``module`` quantised."""
+        return self._checkpoint.packed is not None and f"{module}.qweight" in self._names
+
+    def packed_linear(self, module: str, *, in_size: int, out_size: int) -> PackedLinear:
+        """Return a quantised dense layer of the checkpoint and mark its tensors as used.
+
+        Raises:
+            CheckpointError: if it misses a tensor, or one has another shape than it should.
+            UnsupportedModelError: if its inputs are grouped out of order.
+        """
+        packed = self._checkpoint.packed
+        if packed is None:
+            raise CheckpointError(f"dense layer {module} is not quantised")
+        group_size = packed.group_size or in_size
+        check_sizes(module, in_size=in_size, out_size=out_size, group_size=group_size)
+        num_groups = in_size // group_size
+        words = (in_size, out_size // 8) if packed.method == "awq" else (in_size // 8, out_size)
+        groups = f"{module}.g_idx"
+        if groups in self._names:
+            check_groups(self.tensor(groups, shape=(in_size,)), group_size)
+        return PackedLinear(
+            format=packed,
+            in_size=in_size,
+            out_size=out_size,
+            qweight=self.tensor(f"{module}.qweight", shape=words),
+            qzeros=self.tensor(f"{module}.qzeros", shape=(num_groups, out_size // 8)),
+            scales_view=self.tensor(f"{module}.scales", shape=(num_groups, out_size)),
+        )
 
     def below(self, prefix: str) -> dict[str, TensorView]:
         """Return all tensors below a canonical prefix, by the rest of their names, as used."""

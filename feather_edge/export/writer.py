@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from feather_edge.export.precision import GraphPrecision
     from feather_edge.export.weights import Weights
-    from feather_edge.graphs import DType, GraphSpec
+    from feather_edge.graphs import GraphSpec
 
 
 class Progress(Protocol):
@@ -33,10 +34,15 @@ class GraphWriter:
 
     folder: Path
     weights: Weights
-    dtype: DType
     on_progress: Progress | None
 
-    def write(self, spec: GraphSpec, compose: Callable[[GraphBuilder], ir.Model]) -> GraphSpec:
+    def write(
+        self,
+        spec: GraphSpec,
+        compose: Callable[[GraphBuilder], ir.Model],
+        *,
+        precision: GraphPrecision,
+    ) -> GraphSpec:
         """Compose the graph in each form of its contract and write it; returns the contract.
 
         Each form is held against what its TensorRT reads before anything is written.
@@ -44,10 +50,11 @@ class GraphWriter:
         models = {}
         for form in spec.forms:
             builder = GraphBuilder(
-                spec.of(form), self.weights, dtype=self.dtype, dialect=DIALECTS[form.opset]
+                spec.of(form), self.weights, precision=precision, dialect=DIALECTS[form.opset]
             )
             model = compose(builder)
-            check_portable(model, name=spec.name, opset=form.opset)
+            if not precision.is_dynamic:  # no TensorRT reads that
+                check_portable(model, name=spec.name, opset=form.opset)
             models[self.folder / form.file] = model
         total = _weight_bytes(next(iter(models.values())))
         num_done = 0

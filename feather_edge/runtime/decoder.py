@@ -103,7 +103,7 @@ class DecoderChain:
         self._manifest = manifest
         self._schedule = schedule
         self._backend = backend
-        self._dtype = manifest.graphs[0].inputs[0].dtype
+        self._dtype = manifest.graphs[-1].inputs[0].dtype
         self._caches = [
             segment_cache(graph, backend, max_new_tokens=max_new_tokens) for graph in graphs
         ]

@@ -56,7 +56,8 @@ def rotary_tables(
     rotary: Rotary, coordinates: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return cos and sin [S, Dh/2] of ``coordinates`` [S], or [axes, S]; see ``rotary_angles``."""
-    angles = rotary_angles(rotary, coordinates).astype(np.float32)
+    # In rows: backends that share memory take no other order.
+    angles = np.ascontiguousarray(rotary_angles(rotary, coordinates), np.float32)
     return np.cos(angles), np.sin(angles)
 
 

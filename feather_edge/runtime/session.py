@@ -25,7 +25,7 @@ from feather_edge.pruning.request import unpruned_reason
 from feather_edge.runtime.backends import Backend, create_backend
 from feather_edge.runtime.calibration import Deadlines
 from feather_edge.runtime.decoder import DecoderChain
-from feather_edge.runtime.embeddings import open_embeddings
+from feather_edge.runtime.embeddings import Embeddings
 from feather_edge.runtime.memory import peak_rss_mib
 from feather_edge.runtime.prompt import PromptFormatter
 from feather_edge.runtime.regions import mark_regions
@@ -83,7 +83,7 @@ class Session:
             for graph in (bundle.vision_encoder, *bundle.decoders)
         )
         self._vision, self._decoders = vision, decoders
-        self._embeddings = open_embeddings(bundle)
+        self._embeddings = Embeddings.open(bundle)
         self._deadlines = Deadlines(bundle, backend)
         self._lock = threading.Lock()
         self._is_open = True

@@ -6,7 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import onnx
@@ -14,8 +14,9 @@ import onnx.parser
 import pytest
 from click.testing import CliRunner
 from measure_builder_peak import SIZES, write_checkpoint
+from support.edits import edited_checkpoint
 from support.engines import job_for, profile_of
-from support.int4 import with_int4_weights
+from support.packed import declare, pack_linears
 from support.shipped import CHECKPOINT
 
 from feather_edge.bundle import Bundle
@@ -100,25 +101,68 @@ def test_float32_for_turing_says_what_to_do(bundles: BundleFactory, tmp_path: Pa
 
 
 @pytest.mark.parametrize("opset", ["18", "23", "24"])
-def test_a_decoder_of_realistic_width(tmp_path: Path, opset: str) -> None:
+def test_a_decoder_of_realistic_width(tmp_path: Path, opset: Literal["18", "23", "24"]) -> None:
     """D = 1536, 12 heads on 2, MLP of 8960, 4 layers in 2 segments; a few seconds an engine."""
-    sizes = SIZES | {"num_hidden_layers": 4}
-    checkpoint = write_checkpoint(CHECKPOINT, tmp_path / "checkpoint", sizes)
-    wide = export(
-        checkpoint, tmp_path / "bundle", ExportRecipe(precision="fp16", stages=(2,), opset="all")
-    )
-    report = build_engines(wide, rtx(opset=opset), target="rtx")
-    weights = [wide.manifest.files[spec.weights_file].num_bytes for spec in wide.decoders]
-    for engine, num_bytes in zip(report.engines[1:], weights, strict=True):
+    checkpoint = write_checkpoint(CHECKPOINT, tmp_path / "c", SIZES | {"num_hidden_layers": 4})
+    recipe = ExportRecipe(precision="fp16", stages=(2,), opset=opset)
+    wide = export(checkpoint, tmp_path / "bundle", recipe)
+    report = build_engines(wide, rtx(), target="rtx")
+    for engine, num_bytes in zip(report.engines[1:], decoder_bytes(wide), strict=True):
         assert engine.bytes > num_bytes > 150 * 2**20
-    if opset == "23":  # blocks came with opset 21
-        engine = report.engines[1]
-        file = tmp_path / "decoder_0.int4.onnx"
-        assert with_int4_weights(wide.path / wide.decoders[0].file, file) == 2 * 5
-        profiles = read_record(wide.path, "rtx", "decoder_0").profiles
-        job = job_for(file, *profiles, decomposable_attention=False)
-        run_job(job, log=file.with_suffix(".log"), timeout_s=120, on_phase=None)
-        assert Path(job.engine).stat().st_size < 0.4 * engine.bytes
+
+
+def test_a_decoder_of_realistic_width_in_int4(tmp_path: Path) -> None:
+    """8 layers. Weights stay int4 in the engine, which is as small as they are."""
+    checkpoint = write_checkpoint(CHECKPOINT, tmp_path / "c", SIZES)
+    recipe = ExportRecipe(precision="int4", activations="fp16", stages=(4,))
+    wide = export(checkpoint, tmp_path / "bundle", recipe)
+    report = build_engines(wide, rtx(), target="rtx")
+    for engine, num_bytes in zip(report.engines[1:], decoder_bytes(wide), strict=True):
+        assert 80 * 2**20 < num_bytes < 110 * 2**20
+        assert engine.bytes < 1.3 * num_bytes
+
+
+def decoder_bytes(bundle: Bundle) -> list[int]:
+    return [bundle.manifest.files[spec.weights_file].num_bytes for spec in bundle.decoders]
+
+
+@pytest.mark.parametrize(
+    "precision",
+    [
+        {"precision": "int4", "activations": "fp16"},
+        {"precision": "int8", "activations": "bf16", "block_size": 128},
+        {"precision": "bf16"},
+    ],
+    ids=lambda precision: " ".join(map(str, precision.values())),
+)  # fmt: skip
+def test_the_shipped_model_builds_in_every_precision(
+    bundles: BundleFactory, tmp_path: Path, precision: dict[str, Any]
+) -> None:
+    bundle = own(bundles.export(CHECKPOINT, recipe=ExportRecipe(**precision)).bundle, tmp_path)
+    report = build_engines(bundle, rtx(), target="rtx")
+    assert [engine.graph for engine in report.engines] == GRAPHS
+    assert {engine.opset for engine in report.engines} <= {23, 24}
+
+
+def test_a_quantised_checkpoint_builds(bundles: BundleFactory, tmp_path: Path) -> None:
+    """With zero points, which TensorRT itself has none of."""
+    packed = edited_checkpoint(
+        bundles.checkpoint(num_layers=4),
+        tmp_path / "packed",
+        tensors=lambda t: pack_linears(t, "awq", is_symmetric=False),
+        config=lambda c: c.update(quantization_config=declare("awq")),
+    )
+    recipe = ExportRecipe(precision="int4", activations="fp16")
+    report = build_engines(export(packed, tmp_path / "bundle", recipe), rtx(), target="rtx")
+    assert len(report.engines) == 4
+
+
+def test_dynamic_int8_is_for_cpus(bundles: BundleFactory, tmp_path: Path) -> None:
+    bundle = own(
+        bundles(recipe=ExportRecipe(precision="int8-dynamic"), num_layers=4).bundle, tmp_path
+    )
+    with pytest.raises(BuildError, match="holds int8-dynamic graphs, .* --precision int8 or int4"):
+        build_engines(bundle, rtx(), target="rtx")
 
 
 def test_the_file_on_disk_leaves_the_capacity_open(bundle: Bundle, tmp_path: Path) -> None:

@@ -23,23 +23,36 @@ from feather_edge.recipes import ExportRecipe
 def peak_kib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-source, output = map(Path, sys.argv[1:])
-small = Path(sys.argv[1]).parent / "small"
-export(small, output / "small", ExportRecipe(precision="fp16"))
+source, output = map(Path, sys.argv[1:3])
+small = source.parent / "small"
+recipe = ExportRecipe(precision=sys.argv[3], clipping=sys.argv[4])
+export(small, output / "small", recipe)
 before = peak_kib()
-export(source, output / "large", ExportRecipe(precision="fp16"))
+export(source, output / "large", recipe)
 print(json.dumps({"before": before, "after": peak_kib()}))
 """
 
 
-@pytest.mark.slow
-def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two checkpoints of the same width, the large one of four times the layers."""
+    folder = tmp_path_factory.mktemp("checkpoints")
     sizes = SIZES | {"num_hidden_layers": 8, "hidden_size": 1024, "intermediate_size": 4096}
-    source = write_checkpoint(CHECKPOINT, tmp_path / "large-checkpoint", sizes)
-    write_checkpoint(CHECKPOINT, tmp_path / "small", sizes | {"num_hidden_layers": 2})
-    (tmp_path / "out").mkdir()
+    write_checkpoint(CHECKPOINT, folder / "large", sizes)
+    write_checkpoint(CHECKPOINT, folder / "small", sizes | {"num_hidden_layers": 2})
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "clipping"), [("fp16", "none"), ("int8", "none"), ("int4", "mse")]
+)
+def test_peak_memory_does_not_grow_with_the_model(
+    checkpoints: Path, tmp_path: Path, precision: str, clipping: str
+) -> None:
+    source = checkpoints / "large"
     run = subprocess.run(
-        [sys.executable, "-c", EXPORT, str(source), str(tmp_path / "out")],
+        [sys.executable, "-c", EXPORT, str(source), str(tmp_path), precision, clipping],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     peaks = json.loads(run.stdout)

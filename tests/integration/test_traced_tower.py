@@ -14,7 +14,7 @@ from support.images import random_images
 from support.reference import ReferenceVlm
 
 from feather_edge import Session
-from feather_edge.errors import CheckpointError, UnsupportedModelError
+from feather_edge.errors import CheckpointError, RecipeError, UnsupportedModelError
 from feather_edge.export.pipeline import export
 from feather_edge.pruning import Pruning
 from feather_edge.recipes import ExportRecipe
@@ -100,3 +100,13 @@ def test_without_torch_the_extra_is_named(
     monkeypatch.setattr(builtins, "__import__", no_transformers)
     with pytest.raises(UnsupportedModelError, match=r"pip install 'feather-edge\[torch\]'"):
         export(source, tmp_path / "bundle", RECIPE)
+
+
+def test_its_weights_stay_float_and_nobody_is_told_otherwise(
+    bundles: BundleFactory, tmp_path: Path
+) -> None:
+    source = bundles.checkpoint(num_layers=4, vision="dinov2")
+    with pytest.raises(RecipeError, match="'dinov2' has to be traced.*--vision-precision fp32"):
+        export(source, tmp_path / "bundle", ExportRecipe(precision="int8", stages=(1, 2)))
+    recipe = ExportRecipe(precision="int8", vision_precision="fp32", stages=(1, 2))
+    assert export(source, tmp_path / "bundle", recipe).decoders

@@ -7,6 +7,7 @@ is wrong with one; it says nothing about TensorRT's numerics.
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -198,3 +199,22 @@ def test_engines_with_less_room_than_the_reference_are_refused(
     ask = ("--image", picture, "--prompt", question)
     result = run(bundle.path, "--backend", "tensorrt", "--target", TARGET, *ask, status=1)
     assert "but the profile prefill of its engine takes" in result.stderr
+
+
+def test_files_are_held_against_their_hashes(
+    exported: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(exported.path, tmp_path / "bundle")
+    files = exported.manifest.files
+    document = json.loads(run(folder, "--files", "--json").stdout)
+    assert document["num_files"] == len(files)
+    assert document["num_bytes"] == sum(record.num_bytes for record in files.values())
+    assert "all as they were exported" in run(folder, "--files").stdout
+
+    monkeypatch.setattr("feather_edge.bundle.HASHED_BYTES", 0)
+    weights = folder / "onnx" / "decoder_1.onnx_data"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 4
+    weights.write_bytes(content)
+    refused = run(folder, "--files", status=1)
+    assert "decoder_1.onnx_data is not the file that was exported" in refused.stderr

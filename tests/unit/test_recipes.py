@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, get_args
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feather_edge import recipes
 from feather_edge.errors import RecipeError
 from feather_edge.recipes import (
     CriterionName,
@@ -20,9 +20,11 @@ from feather_edge.recipes import (
     load_recipe,
     override,
     override_engine,
+    reading,
     recipe_folder,
     recipe_names,
 )
+from feather_edge.recipes.precision import effective_precision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,7 +73,7 @@ def test_an_installed_package_carries_its_recipes(
     packaged = tmp_path / "feather_edge" / "_recipes" / "export"
     packaged.mkdir(parents=True)
     (packaged / "only.toml").write_text("seed = 7")
-    monkeypatch.setattr(recipes, "__file__", str(tmp_path / "feather_edge" / "recipes.py"))
+    monkeypatch.setattr(reading, "__file__", str(tmp_path / "feather_edge/recipes/reading.py"))
     assert recipe_folder() == packaged
     assert recipe_names() == ("only",)
     assert load_recipe("only").seed == 7
@@ -80,7 +82,7 @@ def test_an_installed_package_carries_its_recipes(
 def test_a_checkout_has_them_beside_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipes, "__file__", str(tmp_path / "feather_edge" / "recipes.py"))
+    monkeypatch.setattr(reading, "__file__", str(tmp_path / "feather_edge/recipes/reading.py"))
     assert recipe_folder("engines") == tmp_path / "engines" / "recipes"
     assert recipe_names("engines") == ()
 
@@ -156,11 +158,68 @@ def test_a_missing_file_is_refused() -> None:
         ({"prune": "best"}, "prune is 'best'; choose feather"),
         ({"selection": "some"}, "selection is 'some'; choose fill, union"),
         ({"opset": "19"}, "opset is '19'; choose 18, 23, 24, all"),
-        ({"precision": "fp8"}, "precision is 'fp8'; choose fp32, fp16"),
+        ({"precision": "fp8"}, "precision is 'fp8'; choose fp32, fp16, bf16, int8, int4"),
+        ({"vision_precision": "fp8"}, "vision_precision is 'fp8'; choose fp32, fp16"),
+        ({"head_precision": "fp16"}, "head_precision is 'fp16'; choose float, int8, int4"),
+        ({"activations": "int8"}, "activations is 'int8'; choose fp32, fp16, bf16"),
+        ({"clipping": "some"}, "clipping is 'some'; choose none, mse"),
+        ({"block_size": 48}, "block_size is 48; it must be a power of two from 16 on"),
+        ({"block_size": 8}, "block_size is 8; it must be a power of two from 16 on"),
+        ({"activations": "fp16"}, "activations is fp16, but precision fp32 says it already"),
+        (
+            {"precision": "int8-dynamic", "activations": "fp16"},
+            "precision is int8-dynamic, which quantises fp32 activations alone, and they are fp16",
+        ),
+        (
+            {"precision": "fp16", "head_precision": "int8-dynamic", "opset": "23"},
+            "head_precision is int8-dynamic, which quantises fp32 activations alone",
+        ),
+        (
+            {"precision": "int4", "opset": "all"},
+            "opset all cannot hold precision int4, since 18 holds fp32, fp16 alone; leave",
+        ),
+        (
+            {"precision": "fp16", "vision_precision": "int8", "opset": "18"},
+            "opset 18 cannot hold vision_precision int8",
+        ),
+        ({"head_precision": "int8", "opset": "all"}, "opset all cannot hold head_precision int8"),
+        (
+            {"precision": "int8-dynamic", "opset": "24"},
+            "opset 24 is for TensorRT, which has no int8-dynamic; take 23",
+        ),
+        ({"precision": "bf16", "opset": "18"}, "opset 18 cannot hold precision bf16"),
     ],
 )  # fmt: skip
 def test_a_value_that_is_not_allowed_is_refused(values: dict[str, Any], message: str) -> None:
     refused(message, lambda: ExportRecipe(**values))
+
+
+@pytest.mark.parametrize(
+    ("values", "effective"),
+    [
+        ({}, {"vision_precision": "fp32", "head_precision": "float"}),
+        (
+            {"precision": "int4"},
+            {"vision_precision": "int8", "head_precision": "int8",
+             "activations": "fp32"},
+        ),
+        (
+            {"precision": "int8", "vision_precision": "fp16", "head_precision": "int4",
+             "activations": "fp16"},
+            {"vision_precision": "fp16", "head_precision": "int4",
+             "activations": "fp16"},
+        ),
+        (
+            {"precision": "bf16"},
+            {"vision_precision": "bf16", "head_precision": "float"},
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_left_out_is_settled(values: dict[str, Any], effective: dict[str, Any]) -> None:
+    recipe = ExportRecipe(**values)
+    assert effective_precision(recipe) == effective
+    settled = msgspec.structs.replace(recipe, **effective)
+    assert effective_precision(settled) == effective
 
 
 def test_override_takes_what_is_given_and_keeps_the_rest() -> None:
@@ -190,7 +249,7 @@ RATIO = st.floats(0.001, 1)
     stride=st.integers(0, 9),
     selection=st.sampled_from(["fill", "union"]),
     precision=st.sampled_from(["fp32", "fp16"]),
-    opset=st.sampled_from(["18", "23", "24", "all"]),
+    opset=st.sampled_from(["18", "23", "24", "all", None]),
     seed=st.integers(0, 2**31),
 )
 def test_a_description_is_a_recipe_again(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,17 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
 )
-from vocabulary import BOS, EOS, IMAGE, NUM_VISUAL_TOKENS, PAD, TOKEN_IDS, TOKENS, build_processor
+from vocabulary import (
+    BOS,
+    EOS,
+    IMAGE,
+    NUM_VISUAL_TOKENS,
+    PAD,
+    TOKEN_IDS,
+    TOKENS,
+    build_processor,
+    save_processor,
+)
 
 from feather_edge.evaluate.scenes import IMAGE_SIZE_PX, PATCH_SIZE_PX
 
@@ -99,12 +108,6 @@ def save_checkpoint(model: LlavaForConditionalGeneration, folder: Path) -> None:
         pad_token_id=TOKEN_IDS[PAD],
     )
     half.save_pretrained(folder)
-    processor = build_processor()
-    processor.save_pretrained(folder)
-    # One file per part beside processor_config.json: the form that every release can read.
-    settings = processor.image_processor.to_dict()
-    settings["image_processor_type"] = "CLIPImageProcessor"
-    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+    save_processor(build_processor(), folder)
     # Weights are written readable by their owner only, and a wheel would keep that.
     (folder / "model.safetensors").chmod(0o644)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from attention import PREFIX_LENGTH, packed_questions
+from attention import PackedLayout, packed_questions
 from batches import FIRST_LOCATION_ID, IGNORED, ImageBatch, QuestionBatch, soft_bins
 from torch import nn
 from torch.nn import functional
-from vocabulary import BOS, TOKEN_IDS, TOKENS
+from vocabulary import BOS, NUM_VISUAL_TOKENS, TOKEN_IDS, TOKENS
 
 from feather_edge.evaluate.scenes import COLOURS, NUM_BINS, SHAPES
 
@@ -74,18 +74,16 @@ def answer_loss(
     size, num_questions, length = batch.token_ids.shape
     prefix = embed(torch.full((size, 1), TOKEN_IDS[BOS]))
     text = embed(batch.token_ids.flatten(1))
-    # Every question stands where it would stand alone: right after the image.
-    positions = torch.arange(PREFIX_LENGTH + length)
-    positions = torch.cat([positions, positions[PREFIX_LENGTH:].repeat(num_questions - 1)])
-    with packed_questions(model):
+    layout = PackedLayout(prefix_length=1 + NUM_VISUAL_TOKENS, groups=((num_questions, length),))
+    with packed_questions(model.model.language_model.config, layout):
         hidden = model.model.language_model(
             inputs_embeds=torch.cat([prefix, features.to(prefix.dtype), text], dim=1),
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
-            position_ids=positions[None],
+            position_ids=layout.positions()[None],
             use_cache=False,
         ).last_hidden_state
     asked = batch.targets != IGNORED
-    hidden = hidden[:, PREFIX_LENGTH:].unflatten(1, (num_questions, length))
+    hidden = hidden[:, layout.prefix_length :].unflatten(1, (num_questions, length))
     logits = model.lm_head(hidden[asked]).float()
     targets, coordinates, coarse = (
         batch.targets[asked],

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from feather_edge.evaluate.scenes import (
-    BIN_SIZE_PX,
     COLOURS,
     IMAGE_SIZE_PX,
     LOCATION_TOKENS,
@@ -18,7 +18,10 @@ from feather_edge.evaluate.scenes import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import LlavaProcessor, PreTrainedTokenizerFast
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 NUM_VISUAL_TOKENS = NUM_PATCHES_PER_SIDE**2
 # Positions of the longest question with its answer: "where is the red circle ?", <assistant>, box.
@@ -66,15 +69,6 @@ def encode(text: str) -> list[int]:
     return [TOKEN_IDS[word] for word in text.split()]
 
 
-def parse_box(text: str) -> tuple[float, float, float, float] | None:
-    """Return the box in pixels named by exactly four location tokens, or None."""
-    words = text.replace("><", "> <").split()
-    if len(words) != 4 or any(word not in LOCATION_TOKENS for word in words):
-        return None
-    centres = [(LOCATION_TOKENS.index(word) + 0.5) * BIN_SIZE_PX for word in words]
-    return (centres[0], centres[1], centres[2], centres[3])
-
-
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Return the word-level tokenizer: lower-cased words, punctuation apart, nothing implicit."""
     from transformers import PreTrainedTokenizerFast
@@ -100,19 +94,24 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor() -> LlavaProcessor:
-    """Return the processor: CLIP image settings for 112 x 112 px and the word-level tokenizer."""
-    from transformers import LlavaProcessor
+def build_image_processor() -> CLIPImageProcessorPil:
+    """Return the CLIP image settings for 112 x 112 px."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    image_processor = CLIPImageProcessorPil(
+    return CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE_PX},
         crop_size={"height": IMAGE_SIZE_PX, "width": IMAGE_SIZE_PX},
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.25, 0.25, 0.25],
     )
+
+
+def build_processor() -> LlavaProcessor:
+    """Return the processor: image settings and the word-level tokenizer."""
+    from transformers import LlavaProcessor
+
     return LlavaProcessor(
-        image_processor=image_processor,
+        image_processor=build_image_processor(),
         tokenizer=build_tokenizer(),
         patch_size=PATCH_SIZE_PX,
         vision_feature_select_strategy="default",
@@ -120,3 +119,13 @@ def build_processor() -> LlavaProcessor:
         image_token=IMAGE,
         num_additional_image_tokens=1,
     )
+
+
+def save_processor(processor: LlavaProcessor, folder: Path) -> None:
+    """Write the processor, and its image settings once more in a file of their own."""
+    processor.save_pretrained(folder)
+    # One file per part beside processor_config.json: the form that every release can read.
+    settings = processor.image_processor.to_dict()
+    settings["image_processor_type"] = "CLIPImageProcessor"
+    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")

@@ -16,6 +16,8 @@ from feather_edge.export.dialects import bounded
 from feather_edge.export.operators import activation, linear
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import onnx_ir as ir
 
     from feather_edge.checkpoint.text_config import TextConfig
@@ -130,13 +132,15 @@ def attention_score(g: GraphBuilder, query: ir.Value, key: ir.Value, text: TextC
 
 
 def language_head(
-    g: GraphBuilder, hidden: ir.Value, head_weight: ir.Value, text: TextConfig
+    g: GraphBuilder, hidden: ir.Value, head: Callable[[ir.Value], ir.Value], text: TextConfig
 ) -> ir.Value:
-    """Write the final norm and ``logits`` [B, 1, V], in float32, of the last position only."""
+    """Write the final norm and ``logits`` [B, 1, V], in float32, of the last position only.
+
+    ``head`` writes the product with the words of the vocabulary, [B, D] to [B, V].
+    """
     last = g.op("Gather", hidden, g.constant("last", np.array(-1)), name="last_position", axis=1)
     normed = _norm(g, last, "text.norm", text, name="norm")  # [B, D]
-    logits = g.op("Gemm", normed, head_weight, name="lm_head", transB=1)  # [B, V]
-    wide = g.cast(logits, "float32", name="logits_float")
+    wide = g.cast(head(normed), "float32", name="logits_float")  # [B, V]
     if text.logits_softcap is not None:
         cap = g.constant("logits_softcap", np.array(text.logits_softcap, np.float32))
         wide = bounded(g, wide, cap, name="softcap")

@@ -40,7 +40,7 @@ INFO = FamilyInfo(
     towers=("siglip_vision_model",),
     decoders=("gemma3_text",),
     images="one raster of visual tokens for each picture",
-    limits="no pan and scan; trained in bfloat16, activations of larger models overflow fp16",
+    limits="no pan and scan; trained in bfloat16, its activations overflow fp16",
 )
 
 _DEFAULTS = {

@@ -33,7 +33,8 @@ INSTALL = {
     "tensorrt-rtx": "run: pip install 'feather-edge[rtx]'",
 }
 DTYPES = {
-    "FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "BOOL": "bool",
+    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32",
+    "BOOL": "bool",
 }  # fmt: skip
 """TensorRT's names of types, as graphs name them."""
 

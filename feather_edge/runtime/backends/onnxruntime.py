@@ -76,6 +76,12 @@ class OnnxRuntimeBackend(Backend):
     def _open(self, model: str | bytes, spec: GraphSpec, options: Any, *, label: str) -> Graph:
         cpu = ["CPUExecutionProvider"]
         providers = ["CUDAExecutionProvider", *cpu] if self.device == "cuda" else cpu
+        if any(tensor.dtype == "bfloat16" for tensor in (*spec.inputs, *spec.outputs)):
+            raise BackendError(
+                f"graph {spec.name} is bf16, which onnxruntime has too few operators for; build "
+                f"engines and run those with --backend tensorrt, or export with --precision fp32 "
+                f"or fp16, or --activations fp32"
+            )
         try:
             session = self._ort.InferenceSession(model, sess_options=options, providers=providers)
         except Exception as error:

@@ -183,10 +183,10 @@ class TestFolder:
         with pytest.raises(UnsupportedModelError, match=r"has auto_map: .* is never run; use a"):
             Checkpoint.open(folder)
 
-    def test_quantised(self, folder):
-        config = {"quantization_config": {"quant_method": "awq"}}
+    def test_quantised_by_what_is_not_known(self, folder):
+        config = {"quantization_config": {"quant_method": "bitsandbytes"}}
         (folder / "config.json").write_text(json.dumps(config))
-        with pytest.raises(UnsupportedModelError, match=r"quant_method awq\); only plain float"):
+        with pytest.raises(UnsupportedModelError, match=r"quant_method is bitsandbytes; .* awq"):
             Checkpoint.open(folder)
 
 

@@ -78,14 +78,16 @@ def test_export_options_beat_the_recipe(
 ) -> None:
     line = (
         "export checkpoint --output b --recipe fastv --stages 4,6 --prune uniform "
-        "--keep-ratio 0.5,0.25 --stride 2 --selection union --precision fp16 --opset 18 --seed 9 "
-        "--force"
+        "--keep-ratio 0.5,0.25 --stride 2 --selection union --precision int8 --opset 23 --seed 9 "
+        "--vision-precision fp16 --head-precision int4 --activations fp16 --block-size 128 "
+        "--clipping mse --force"
     )
     out = succeed(runner, *line.split())
     (call,) = exported
     assert call.recipe == ExportRecipe(
         stages=(4, 6), prune="uniform", keep_ratio=(0.5, 0.25), stride=2, selection="union",
-        precision="fp16", opset="18", seed=9,
+        precision="int8", opset="23", seed=9, vision_precision="fp16", head_precision="int4",
+        activations="fp16", block_size=128, clipping="mse",
     )  # fmt: skip
     assert call.force
     assert out == "b: 1.5 MiB, prunes before layers: 4, 6\n"
@@ -408,7 +410,12 @@ def test_recipes_shows_one_with_every_key(runner: CliRunner) -> None:
         "stride = 3",
         'selection = "fill"',
         'precision = "fp32"',
-        'opset = "all"',
+        "# vision_precision: as precision, but int8 where that is int4",
+        "# head_precision: float with a float precision, int8 with any other",
+        "# activations: fp32, where weights are integers",
+        "block_size = 32",
+        'clipping = "none"',
+        "# opset: every form that can hold the precision",
         "seed = 0",
         'pre_prune = "none"',
         "pre_keep_ratio = 0.5",

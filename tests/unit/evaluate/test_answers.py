@@ -51,6 +51,7 @@ def test_geometry_is_what_preprocessing_does(
         ),
         (BoxReader(box_format="pixels"), "x1=1 y1=-.5 x2=30 y2=40", (1, -0.5, 30, 40)),
         (BoxReader(box_format="0-1"), "It is at (0.1, .2, 0.5, 1.0)", (20, 20, 100, 100)),
+        (BoxReader(box_format="0-100"), "10 20 50 100", (20, 20, 100, 100)),
         (BoxReader(box_format="0-1000"), "100 200 500 1000", (20, 20, 100, 100)),
         (
             BoxReader(box_format="location-tokens", num_bins=10),
@@ -58,12 +59,12 @@ def test_geometry_is_what_preprocessing_does(
             (10, 15, 90, 95),
         ),
         (
-            BoxReader(box_format="location-tokens-yx", num_bins=10),
+            BoxReader(box_format="location-tokens", num_bins=10),
             "<loc0001><loc0000><loc0009><loc0004> cup",
-            None,
+            (10, 15, 90, 95),
         ),
         (
-            BoxReader(box_format="location-tokens-yx", num_bins=10),
+            BoxReader(box_format="location-tokens", num_bins=10),
             "<loc0001><loc0000><loc0009><loc0004>",
             (10, 15, 90, 95),
         ),
@@ -87,7 +88,7 @@ def test_a_model_without_location_tokens_needs_a_format(bundles: BundleFactory) 
     bundle = bundles().bundle
     assert BoxReader.of(bundle) is None
     assert BoxReader.of(bundle, "0-1000") == BoxReader(box_format="0-1000")
-    with pytest.raises(RequestError, match="no location tokens such as <loc_07>.*pixels, 0-1 or"):
+    with pytest.raises(RequestError, match="no location tokens such as <loc_07>.*0-1, 0-100 or"):
         BoxReader.of(bundle, "location-tokens")
     with pytest.raises(RequestError, match="box format 'corners' is unknown; choose location-"):
         BoxReader.of(bundle, "corners")  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from feather_edge.checkpoint.text_config import text_config
 from feather_edge.export.blocks.decoder import attention_score
 from feather_edge.export.builder import GraphBuilder
 from feather_edge.export.dialects import DIALECTS
+from feather_edge.export.precision import GraphPrecision
 from feather_edge.graphs import GraphSpec, TensorSpec
 from feather_edge.manifest import Rotary
 from feather_edge.pruning import Layout, VisualSpan
@@ -53,7 +54,7 @@ def score_session(kv_heads: int, dtype: DType, opset: int) -> onnxruntime.Infere
         ),
         outputs=(TensorSpec(name="scores", dtype="float32", shape=rows),),
     )
-    g = GraphBuilder(spec, None, dtype=dtype, dialect=DIALECTS[opset])
+    g = GraphBuilder(spec, None, precision=GraphPrecision(dtype=dtype), dialect=DIALECTS[opset])
     scores = attention_score(g, g.inputs["query"], g.inputs["key"], text)
     return onnxruntime.InferenceSession(
         ir.to_proto(g.model({"scores": scores})).SerializeToString(),

@@ -5,13 +5,16 @@ import pytest
 
 from feather_edge.export.builder import GraphBuilder
 from feather_edge.export.dialects import DIALECTS
+from feather_edge.export.precision import GraphPrecision
 from feather_edge.graphs import GraphSpec
+
+FLOAT32 = GraphPrecision(dtype="float32")
 
 
 @pytest.fixture
 def builder() -> GraphBuilder:
     spec = GraphSpec(name="sums", forms=(), inputs=(), outputs=())
-    return GraphBuilder(spec, None, dtype="float32", dialect=DIALECTS[23])
+    return GraphBuilder(spec, None, precision=FLOAT32, dialect=DIALECTS[23])
 
 
 def test_a_constant_is_shared_by_name(builder: GraphBuilder) -> None:
@@ -53,7 +56,7 @@ def test_both_gelus_fit_in_one_graph(opset: int) -> None:
         inputs=(TensorSpec(name="x", dtype="float32", shape=rows),),
         outputs=tuple(TensorSpec(name=f"{n}_y", dtype="float32", shape=rows) for n in names),
     )
-    g = GraphBuilder(spec, None, dtype="float32", dialect=DIALECTS[opset])
+    g = GraphBuilder(spec, None, precision=FLOAT32, dialect=DIALECTS[opset])
     model = g.model({f"{n}_y": activation(g, g.inputs["x"], n, name=n) for n in names})
     session = onnxruntime.InferenceSession(
         ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]

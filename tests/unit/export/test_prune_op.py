@@ -16,6 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 from feather_edge.export.builder import GraphBuilder
 from feather_edge.export.dialects import DIALECTS
+from feather_edge.export.precision import GraphPrecision
 from feather_edge.export.prune_op import prune_function, top_k_uniform_gather
 from feather_edge.graphs import GraphSpec, TensorSpec
 from feather_edge.pruning import selection
@@ -47,7 +48,7 @@ def op_model(dtype: DType, opset: int) -> onnx.ModelProto:
     ]
     specs = [TensorSpec(name=n, dtype=d, shape=s) for n, d, s in tensors]
     spec = GraphSpec(name="op", forms=(), inputs=tuple(specs[:6]), outputs=tuple(specs[6:]))
-    g = GraphBuilder(spec, None, dtype=dtype, dialect=DIALECTS[opset])
+    g = GraphBuilder(spec, None, precision=GraphPrecision(dtype=dtype), dialect=DIALECTS[opset])
     return ir.to_proto(g.model(top_k_uniform_gather(g, g.inputs["scores"], g.inputs["hidden"])))
 
 

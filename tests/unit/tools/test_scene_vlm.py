@@ -67,16 +67,14 @@ def test_questions_have_one_answer():
 
 
 def test_box_text_returns_to_within_half_a_bin():
-    from vocabulary import parse_box
+    from evaluate import LOCATION_READER, SCENE_GEOMETRY
 
     from feather_edge.evaluate.scenes import BIN_SIZE_PX, box_text
 
     box = (3.2, 17.9, 40.0, 111.9)
-    said = parse_box(box_text(box))
+    said = LOCATION_READER.read(box_text(box), SCENE_GEOMETRY)
     assert said is not None
     assert max(abs(a - b) for a, b in zip(box, said, strict=True)) <= BIN_SIZE_PX / 2
-    assert parse_box("<loc_01> <loc_02> <loc_03>") is None
-    assert parse_box("red") is None
 
 
 def test_packed_questions_are_what_each_question_is_alone():
@@ -116,3 +114,32 @@ def test_shipped_scenes_are_what_the_tool_writes():
     for index in (0, 19):
         _, questions = sample_scene(index)
         assert records[index]["questions"] == [describe(question) for question in questions]
+
+
+def test_kept_rows_come_from_the_attention_of_the_layer():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from evaluate import prepare
+    from kept_rows import SCORES, mean_row, rows_of
+
+    from feather_edge.evaluate.scenes import make_scene, scene_rng
+
+    folder = Path(feather_edge.__file__).parent / "assets" / "scene_vlm"
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    image = make_scene(scene_rng("development", 1), num_objects=5).image
+    inputs = prepare(processor, [(image, "where is the red circle ?")])
+    found = rows_of(model, inputs, 0.25)
+    with torch.no_grad():
+        attentions = model(**inputs, output_attentions=True).attentions
+    first = inputs["input_ids"][0].tolist().index(model.config.image_token_index)
+    wanted = [
+        mean_row(attention[0, :, -1, first : first + 196].mean(0), 0.25)
+        for attention in attentions[:-1]
+    ]
+    assert found["rope, full softmax"] == pytest.approx(wanted, abs=0.02)
+    assert {len(rows) for rows in found.values()} == {7}
+    assert set(found) == set(SCORES)
+    assert mean_row(torch.arange(196.0), 0.25) > 0.85

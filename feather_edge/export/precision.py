@@ -1,0 +1,136 @@
+"""What a recipe's precision means for the graphs: types of activations, forms of weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from feather_edge.errors import RecipeError
+from feather_edge.graphs import VISION_ENCODER
+from feather_edge.recipes.precision import activations, head_precision, vision_precision
+
+if TYPE_CHECKING:
+    from feather_edge.checkpoint.packed import PackedFormat
+    from feather_edge.graphs import DType
+    from feather_edge.recipes import Clipping, ExportRecipe, Precision
+
+DTYPES: dict[str, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+WeightForm = Literal["float", "int8", "int4", "int8-dynamic", "probe"]
+"""``probe`` is of calibration: float, and beside it how far ``int8-dynamic`` would be off."""
+FORMS: dict[Precision, WeightForm] = {
+    "fp32": "float",
+    "fp16": "float",
+    "bf16": "float",
+    "int8": "int8",
+    "int4": "int4",
+    "int8-dynamic": "int8-dynamic",
+}
+"""What the weights of dense layers are in graphs of a precision."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphPrecision:
+    """Types of one graph.
+
+    Attributes:
+        dtype: of activations, and of all weights but those of dense layers.
+        linears: form of the weights of dense layers.
+        head: form of the language head's weights.
+        block_size: inputs of a dense layer that share a scale.
+        clipping: how the scales of blocks are chosen.
+        kept_higher: dense layers, by their path, that ``int8-dynamic`` would hurt; their weights
+            are ``int8`` blocks instead, which leave what enters them as it is.
+    """
+
+    dtype: DType
+    linears: WeightForm = "float"
+    head: WeightForm = "float"
+    block_size: int = 32
+    clipping: Clipping = "none"
+    kept_higher: frozenset[str] = frozenset()
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether something is rounded at run time, as CPUs like it and TensorRT does not."""
+        return bool({"int8-dynamic", "probe"} & {self.linears, self.head})
+
+    def form_of(self, path: str) -> WeightForm:
+        """Return the form of the dense layer at ``path``."""
+        return "int8" if path in self.kept_higher else self.linears
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundlePrecision:
+    """Types of all graphs of a bundle.
+
+    Attributes:
+        vision: of the vision encoder.
+        decoder: of the segments.
+        kept_higher: what a calibration found; see ``BundleManifest``.
+    """
+
+    vision: GraphPrecision
+    decoder: GraphPrecision
+    kept_higher: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether there are layers of which only sample prompts tell how to store them."""
+        return "int8-dynamic" in (self.vision.linears, self.decoder.linears)
+
+    def probing(self) -> BundlePrecision:
+        """Return the types of a calibration bundle: float, layers in question as ``probe``."""
+        vision, decoder = (
+            replace(types, linears="probe" if types.linears == "int8-dynamic" else "float")
+            for types in (self.vision, self.decoder)
+        )
+        return BundlePrecision(vision=vision, decoder=replace(decoder, head="float"))
+
+    def keeping(self, layers: dict[str, float]) -> BundlePrecision:
+        """Return these types with some layers kept higher, ``decoder/<path>`` and so on."""
+        vision, decoder = (
+            frozenset(
+                name.removeprefix(f"{part}/") for name in layers if name.startswith(f"{part}/")
+            )
+            for part in (VISION_ENCODER, "decoder")
+        )
+        return BundlePrecision(
+            vision=replace(self.vision, kept_higher=vision),
+            decoder=replace(self.decoder, kept_higher=decoder),
+            kept_higher=layers,
+        )
+
+
+def bundle_precision(recipe: ExportRecipe, packed: PackedFormat | None) -> BundlePrecision:
+    """Return the types that a recipe asks for.
+
+    Args:
+        recipe: of the export.
+        packed: how the checkpoint itself stores quantised weights, if it does. Layers that it
+            has left alone stay as they are.
+
+    Raises:
+        RecipeError: if the recipe asks of a quantised checkpoint for anything but what it holds.
+    """
+    if packed is not None and recipe.precision != "int4":
+        raise RecipeError(
+            f"precision is {recipe.precision}, but the checkpoint holds int4 weights "
+            f"({packed.method}), which are taken as they are; export it with --precision int4"
+        )
+    vision = vision_precision(recipe)
+    return BundlePrecision(
+        vision=GraphPrecision(
+            dtype=DTYPES[activations(recipe, vision)],
+            linears=FORMS[vision],
+            block_size=recipe.block_size,
+            clipping=recipe.clipping,
+        ),
+        decoder=GraphPrecision(
+            dtype=DTYPES[activations(recipe, recipe.precision)],
+            linears=FORMS[recipe.precision] if packed is None else "float",
+            head=head_precision(recipe),
+            block_size=recipe.block_size,
+            clipping=recipe.clipping,
+        ),
+    )
