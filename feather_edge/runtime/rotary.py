@@ -82,9 +82,9 @@ def rotary_angles(rotary: Rotary, coordinates: NDArray[np.int64]) -> NDArray[np.
     """Return the angles [S, Dh/2] of ``coordinates`` [axes, S], or [S] where all axes agree."""
     num_axes = 1 if rotary.sections is None else 3
     by_axis = np.broadcast_to(coordinates, (num_axes, coordinates.shape[-1]))
-    turned_by = by_axis[_axes(rotary)].T.astype(np.float64)  # [S, Dh/2]
-    angles: NDArray[np.float64] = turned_by * rotary_frequencies(rotary)
-    return angles
+    turned_by = by_axis.T[:, _axes(rotary)]  # [S, Dh/2]
+    angles = turned_by.astype(np.float64) * rotary_frequencies(rotary)
+    return np.ascontiguousarray(angles)  # backends read the tables where they lie
 
 
 def _axes(rotary: Rotary) -> NDArray[np.int64]:
