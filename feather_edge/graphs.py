@@ -95,6 +95,9 @@ CACHE_CAPACITY = "cache_capacity"
 DEEPSTACK_FEATURES = "deepstack_features.{}"
 DEEPSTACK_EMBEDS = "deepstack_embeds.{}"
 
+MAX_LAYERS, MAX_SIZE = 2**10, 2**22
+"""Beyond any decoder there is: a manifest with more is damaged, or means harm."""
+
 EMBED_TOKENS_FILE = "onnx/embed_tokens.safetensors"
 EMBED_TOKENS_TENSOR = "embed_tokens.weight"
 
@@ -192,21 +195,10 @@ class DecoderShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     has_local_rotary: bool = False
 
     def __post_init__(self) -> None:
-        for name, most in _MOST.items():
+        for name in self.__struct_fields__[: self.__struct_fields__.index("local_layers")]:
+            most = MAX_LAYERS if name == "num_layers" else MAX_SIZE
             if not 1 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 to {most}")
-
-
-_MOST = {
-    "num_layers": 2**10,
-    "hidden_size": 2**16,
-    "intermediate_size": 2**19,
-    "num_attention_heads": 2**10,
-    "num_key_value_heads": 2**10,
-    "head_dim": 2**12,
-    "vocab_size": 2**22,
-}
-"""Beyond any decoder there is: a manifest with more of it is damaged, or means harm."""
 
 
 def vision_encoder_spec(
