@@ -11,7 +11,6 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +19,7 @@ from feather_edge.advice import platform_notes, tensorrt_mismatch, tensorrt_reme
 from feather_edge.engine_record import engine_targets, read_record
 from feather_edge.engines._device import current_device
 from feather_edge.errors import BackendError
-from feather_edge.platform_facts import PlatformFacts, read_platform
+from feather_edge.platform_facts import PlatformFacts, package_version, read_platform
 
 __all__ = ["Examined", "Loading", "Report", "examine"]
 
@@ -103,7 +102,7 @@ def examine(bundle: Path | None = None, *, root: Path = Path("/")) -> Report:
         root: where the machine's files are.
     """
     facts = read_platform(root)
-    packages = {name: _version(name) for name in PACKAGES}
+    packages = {name: package_version(name) for name in PACKAGES}
     device = current_device()
     return Report(
         version=__version__,
@@ -211,13 +210,6 @@ def _probe(name: str, *arguments: str) -> str | None:
         return None
     lines = done.stderr.strip().splitlines()
     return lines[-1] if lines else f"ended with status {done.returncode}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _platform() -> str:

@@ -7,11 +7,13 @@ that what a Jetson has can be read from a copy of a few of its files.
 from __future__ import annotations
 
 import json
+import platform
 import re
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
-__all__ = ["PlatformFacts", "read_platform"]
+__all__ = ["PlatformFacts", "file_text", "package_version", "processor_name", "read_platform"]
 
 JETPACK_OF_L4T = {"35": "5", "36": "6", "38": "7"}
 """Major releases; only the package nvidia-jetpack tells the minor one."""
@@ -58,9 +60,9 @@ class PlatformFacts:
 def read_platform(root: Path = Path("/")) -> PlatformFacts:
     """Return what the files below ``root`` say."""
     packages = _debian_packages(root / "var/lib/dpkg/status")
-    board = _text(root / "proc/device-tree/model")
-    l4t = _l4t(_text(root / "etc/nv_tegra_release"))
-    memory = _memory(_text(root / "proc/meminfo"))
+    board = file_text(root / "proc/device-tree/model")
+    l4t = _l4t(file_text(root / "etc/nv_tegra_release"))
+    memory = _memory(file_text(root / "proc/meminfo"))
     return PlatformFacts(
         board=board,
         l4t=l4t,
@@ -68,7 +70,7 @@ def read_platform(root: Path = Path("/")) -> PlatformFacts:
         cuda=_cuda(root / "usr/local/cuda/version.json"),
         tensorrt=_version(packages.get("libnvinfer10") or packages.get("libnvinfer8")),
         python_tensorrt=_version(packages.get("python3-libnvinfer")),
-        driver=_driver(_text(root / "proc/driver/nvidia/version")),
+        driver=_driver(file_text(root / "proc/driver/nvidia/version")),
         compute_capability=next(
             (value for word, value in COMPUTE_CAPABILITIES.items() if word in (board or "")), None
         ),
@@ -80,10 +82,25 @@ def read_platform(root: Path = Path("/")) -> PlatformFacts:
     )
 
 
-def _text(path: Path) -> str | None:
+def file_text(path: Path) -> str | None:
+    """Return the text of a small file of the system, None where there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ") or None
     except OSError:
+        return None
+
+
+def processor_name(root: Path = Path("/")) -> str:
+    """Return the processor's model, or the machine type where nothing says more."""
+    name = _found(r"(?m)^model name\s*:\s*(.+)$", file_text(root / "proc/cpuinfo"))
+    return name or platform.machine()
+
+
+def package_version(package: str) -> str | None:
+    """Return the version of an installed Python package, None when it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return None
 
 
@@ -104,7 +121,7 @@ def _jetpack_of(l4t: str | None) -> str | None:
 
 def _debian_packages(status: Path) -> dict[str, str]:
     """Return version by name of the packages that are installed."""
-    text = _text(status)
+    text = file_text(status)
     found = {}
     for paragraph in (text or "").split("\n\n"):
         fields = dict(line.split(": ", 1) for line in paragraph.splitlines() if ": " in line[:40])
@@ -120,7 +137,7 @@ def _version(package: str | None) -> str | None:
 
 def _cuda(file: Path) -> str | None:
     try:
-        version = json.loads(_text(file) or "")["cuda"]["version"]
+        version = json.loads(file_text(file) or "")["cuda"]["version"]
     except (ValueError, KeyError, TypeError):
         return None
     return version if isinstance(version, str) else None
@@ -133,10 +150,10 @@ def _driver(version: str | None) -> str | None:
 
 def _power_mode(root: Path) -> str | None:
     """Return the name that nvpmodel's configuration gives to the mode it is in."""
-    number = _found(r"pmode:(\d+)", _text(root / "var/lib/nvpmodel/status"))
+    number = _found(r"pmode:(\d+)", file_text(root / "var/lib/nvpmodel/status"))
     if number is None:
         return None
-    configuration = _text(root / "etc/nvpmodel.conf")
+    configuration = file_text(root / "etc/nvpmodel.conf")
     name = _found(rf"POWER_MODEL ID={int(number)} NAME=(\S+)", configuration)
     return name or f"mode {int(number)}"
 
@@ -145,7 +162,7 @@ def _gpu_clock(devices: Path) -> tuple[int, int] | None:
     for device in sorted(devices.glob("*")):
         if not re.search(r"gpu|ga10b|gv11b|gb10b", device.name):
             continue
-        now, most = (_text(device / name) for name in ("cur_freq", "max_freq"))
+        now, most = (file_text(device / name) for name in ("cur_freq", "max_freq"))
         if now and most and now.isdigit() and most.isdigit():
             return int(now) // 10**6, int(most) // 10**6
     return None

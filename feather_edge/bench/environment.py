@@ -6,7 +6,6 @@ import hashlib
 import os
 import platform
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,13 @@ import numpy as np
 from feather_edge import __version__
 from feather_edge.engine_record import engine_folder, engine_targets
 from feather_edge.manifest import MANIFEST_FILE
-from feather_edge.platform_facts import PlatformFacts, read_platform
+from feather_edge.platform_facts import (
+    PlatformFacts,
+    file_text,
+    package_version,
+    processor_name,
+    read_platform,
+)
 from feather_edge.recipes import ExportRecipe
 from feather_edge.runtime.backend_names import ENGINE_BACKENDS
 
@@ -99,18 +104,18 @@ def describe_environment(
         (target,) = engine_targets(bundle.path)  # the backend has refused several
     return Environment(
         measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        machine=facts.board or _processor(root),
+        machine=facts.board or processor_name(root),
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         numpy=np.__version__,
         feather_edge=__version__,
         num_cores=len(os.sched_getaffinity(0)),
         num_threads=num_threads,
-        cpu_governor=_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        cpu_governor=file_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         facts=facts,
         load_average=os.getloadavg()[0],
         energy_sensors=tuple(energy_sensors),
-        runtimes={name: version for name in RUNTIMES if (version := _version(name))},
+        runtimes={name: version for name in RUNTIMES if (version := package_version(name))},
         backend=backend.name,
         device=backend.device,
         target=target,
@@ -127,28 +132,6 @@ def describe_environment(
 def _records_sha256(bundle: Bundle, target: str) -> str:
     records = sorted(engine_folder(bundle.path, target).glob("*.json"))
     return _sha256(b"".join(file.read_bytes() for file in records))
-
-
-def _processor(root: Path) -> str:
-    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return platform.machine()
-
-
-def _text(file: Path) -> str | None:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
-    except OSError:
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _sha256(data: bytes) -> str:

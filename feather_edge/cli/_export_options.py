@@ -56,6 +56,6 @@ precision_options = all_of(
         type=click.Choice(get_args(OpsetName)),
         show_default="every form that can hold the precision",
         help="Form of the graphs: 18 for TensorRT before 10.15, 23 for all else, 24 for KV caches "
-        "in place with TensorRT; weights are shared.",
+        "in place with TensorRT; both for 18 and 23. Weights are shared.",
     ),
 )

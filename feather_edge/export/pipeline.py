@@ -107,6 +107,8 @@ def export(
 
 
 def _opsets(recipe: ExportRecipe) -> tuple[int, ...]:
+    if recipe.opset == "both":
+        return (23, 18)
     if recipe.opset not in (None, "all"):
         return (int(recipe.opset),)
     if is_dynamic(recipe):  # TensorRT cannot read it, and the other forms are for TensorRT

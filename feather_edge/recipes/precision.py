@@ -14,7 +14,7 @@ FloatPrecision = Literal["fp32", "fp16", "bf16"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4", "int8-dynamic"]
 HeadPrecision = Literal["float", "int8", "int4", "int8-dynamic"]
 Clipping = Literal["none", "mse"]
-OpsetName = Literal["18", "23", "24", "all"]
+OpsetName = Literal["18", "23", "24", "both", "all"]
 
 IN_OPSET_18 = ("fp32", "fp16")
 """Blocks came with opset 21, and TensorRT 10.3 has bfloat16 in few operators of ours."""
@@ -71,7 +71,7 @@ def check_precision(recipe: ExportRecipe) -> None:
         )
     _check_activations(recipe)
     beyond = beyond_opset_18(recipe)
-    if recipe.opset in ("18", "all") and beyond:
+    if recipe.opset in ("18", "both", "all") and beyond:
         raise RecipeError(
             f"opset {recipe.opset} cannot hold {beyond}, since 18 holds {', '.join(IN_OPSET_18)} "
             f"alone; leave opset out, or take 23"

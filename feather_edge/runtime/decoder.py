@@ -17,7 +17,7 @@ from feather_edge.pruning.criteria import criterion
 from feather_edge.pruning.scores import score_mask
 from feather_edge.runtime.kv_cache import segment_cache
 from feather_edge.runtime.masks import prompt_mask, step_mask
-from feather_edge.runtime.rotary import prompt_coordinates, rotary_tables
+from feather_edge.runtime.rotary import prompt_coordinates, require_plain, rotary_tables
 from feather_edge.runtime.timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -80,7 +80,6 @@ class DecoderChain:
         backend: that opened the graphs.
         max_new_tokens: of the answer; room for them where a graph leaves the capacity of its
             caches open. The default is for chains that only prefill.
-        watch: None makes one.
 
     Attributes:
         watch: notes each segment's prefill under its graph's name, and the host's part in pruning
@@ -194,7 +193,7 @@ class DecoderChain:
             self._check_room(index, num_leaving, self._graphs[index].limits.max_kept, change)
             prune_inputs = self._plan_inputs(index, plan, rows, num_kept=num_leaving)
         with self.watch.stage(DECODER.format(index)):
-            entering = self._segment_inputs(index, rows.hidden, rows.cos, rows.sin, rows)
+            entering = self._segment_inputs(index, rows.hidden, rows.cos, rows.sin, layout)
             outputs = self._run(index, {**entering, **prune_inputs}, num_rows=num_rows)
             kept = self._backend.download(outputs["kept_indices"])[0]  # waits for the device
         with self.watch.stage("prune"):
@@ -231,7 +230,10 @@ class DecoderChain:
         if pruning is None or pruning.criterion == "none":
             return None
         num_stages = len(self._schedule.stages)
-        return criterion(pruning.criterion).plan(pruning, index, num_stages, layout)
+        plan = criterion(pruning.criterion).plan(pruning, index, num_stages, layout)
+        if plan.resets_positions:
+            require_plain(self._manifest)
+        return plan
 
     def _survivors(
         self,
@@ -254,7 +256,7 @@ class DecoderChain:
     def _last_segment(self, rows: _Rows) -> NDArray[np.float32]:
         last, num_rows = len(self._graphs) - 1, rows.layout.num_rows
         with self.watch.stage(DECODER.format(last)):
-            inputs = self._segment_inputs(last, rows.hidden, rows.cos, rows.sin, rows)
+            inputs = self._segment_inputs(last, rows.hidden, rows.cos, rows.sin, rows.layout)
             return self._logits(self._run(last, inputs, num_rows=num_rows))
 
     def _plan_inputs(
@@ -294,12 +296,10 @@ class DecoderChain:
         }
 
     def _segment_inputs(
-        self, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, rows: _Rows | None = None
+        self, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, layout: Layout | None = None
     ) -> dict[str, Tensor]:
-        """Return the inputs of a segment: for the prompt's ``rows``, or for a decode step's."""
-        layout = None if rows is None else rows.layout
+        """Return the inputs of a segment: for the rows of ``layout``, or for a decode step's."""
         positions = np.array([self.next_position]) if layout is None else layout.positions
-        turned_by = positions - self._lags[index] if rows is None else rows.coordinates
         self._slots[index] = np.concatenate([self._slots[index], positions])
         cache_inputs = self._caches[index].inputs(len(positions))
         available: dict[str, Callable[[], Tensor]] = {
@@ -309,7 +309,7 @@ class DecoderChain:
         }
         local = self._manifest.local_attention
         if local is not None:
-            local_cos, local_sin = rotary_tables(local.rotary or self._manifest.rotary, turned_by)
+            local_cos, local_sin = rotary_tables(local.rotary or self._manifest.rotary, positions)
             available |= {
                 "local_cos": lambda: self._upload(local_cos[None]),
                 "local_sin": lambda: self._upload(local_sin[None]),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +11,7 @@ import msgspec
 
 from feather_edge import __version__
 from feather_edge.engine_record import engine_folder, engine_targets
+from feather_edge.platform_facts import file_text, package_version, processor_name
 from feather_edge.runtime.backend_names import ENGINE_BACKENDS
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def fingerprint(bundle: Bundle, backend: Backend) -> Fingerprint:
         device=backend.device,
         library=_library(backend.name),
         machine=machine_name(),
-        power_mode=_text(Path("/var/lib/nvpmodel/status")),
+        power_mode=file_text(Path("/var/lib/nvpmodel/status")),
         num_cores=len(os.sched_getaffinity(0)),
         num_threads=backend.num_threads,
     )
@@ -88,21 +87,10 @@ def fingerprint(bundle: Bundle, backend: Backend) -> Fingerprint:
 
 def machine_name(root: Path = Path("/")) -> str:
     """Return the board's own name, or the processor's."""
-    board = _text(root / "proc/device-tree/model")
+    board = file_text(root / "proc/device-tree/model")
     if board is not None:
         return board
-    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return platform.machine()
-
-
-def _text(file: Path) -> str | None:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
-    except OSError:
-        return None
+    return processor_name(root)
 
 
 def _engines(bundle: Bundle) -> str:
@@ -112,16 +100,9 @@ def _engines(bundle: Bundle) -> str:
 
 
 def _library(backend: str) -> str | None:
-    versions = {name: _version(name) for name in PACKAGES.get(backend, ())}
+    versions = {name: package_version(name) for name in PACKAGES.get(backend, ())}
     found = [f"{name} {version}" for name, version in versions.items() if version is not None]
     return found[0] if found else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _short(value: object) -> str:

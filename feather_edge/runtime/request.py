@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from feather_edge.pruning import Layout, Pruning
+    from feather_edge.pruning.pre_decoder import Entered
     from feather_edge.runtime.decoder import DecoderChain
     from feather_edge.runtime.prompt import StreamDecoder
 
@@ -44,7 +45,8 @@ class Run:
         if self.pruning is not None and self.pruning.pre_criterion != "none":
             with self.chain.watch.stage("prune"):
                 entered = prune_before_decoder(self.pruning, layout, embeds)
-                embeds, planes = entered.embeds, planes[:, entered.rows]
+                planes = _entering_planes(planes, entered, self.pruning, layout)
+                embeds = entered.embeds
                 layout = layout.keep(entered.rows)
             self.stages.append(
                 PrunedStage(
@@ -123,6 +125,18 @@ class Answer:
     def is_full(self) -> bool:
         """Whether the limit is reached."""
         return len(self.token_ids) == self.limit
+
+
+def _entering_planes(
+    planes: NDArray[Any], entered: Entered, pruning: Pruning, layout: Layout
+) -> NDArray[Any]:
+    """Return the planes [planes, K, D] of what enters the decoder.
+
+    A token that stands for several adds the mean of what they would have added.
+    """
+    if not entered.is_merged or not len(planes):
+        return planes[:, entered.rows]
+    return np.stack([prune_before_decoder(pruning, layout, plane).embeds for plane in planes])
 
 
 def _visual_scores(stage: PrunedStage, before: Layout) -> NDArray[np.float32] | None:

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from feather_edge.errors import RequestError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from feather_edge.manifest import Rotary
+    from feather_edge.manifest import BundleManifest, Rotary
     from feather_edge.pruning import VisualSpan
 
 
@@ -52,6 +54,21 @@ def prompt_coordinates(
     return coordinates
 
 
+def require_plain(manifest: BundleManifest) -> None:
+    """Refuse to number rows anew where a position is more than one number that only turns.
+
+    Raises:
+        RequestError: for M-RoPE, whose rows have three coordinates, and for windows of positions.
+    """
+    if manifest.rotary.sections is None and manifest.local_attention is None:
+        return
+    what = "windows of positions" if manifest.rotary.sections is None else "M-RoPE"
+    raise RequestError(
+        f"positions cannot be numbered anew in {manifest.model_type}, which has {what}; choose "
+        f"pyramiddrop, which keeps them"
+    )
+
+
 def rotary_tables(
     rotary: Rotary, coordinates: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -65,9 +82,9 @@ def rotary_angles(rotary: Rotary, coordinates: NDArray[np.int64]) -> NDArray[np.
     """Return the angles [S, Dh/2] of ``coordinates`` [axes, S], or [S] where all axes agree."""
     num_axes = 1 if rotary.sections is None else 3
     by_axis = np.broadcast_to(coordinates, (num_axes, coordinates.shape[-1]))
-    turned_by = by_axis[_axes(rotary)].T.astype(np.float64)  # [S, Dh/2]
-    angles: NDArray[np.float64] = turned_by * rotary_frequencies(rotary)
-    return angles
+    turned_by = by_axis.T[:, _axes(rotary)]  # [S, Dh/2]
+    angles = turned_by.astype(np.float64) * rotary_frequencies(rotary)
+    return np.ascontiguousarray(angles)  # backends read the tables where they lie
 
 
 def _axes(rotary: Rotary) -> NDArray[np.int64]:

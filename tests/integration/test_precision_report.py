@@ -157,4 +157,4 @@ def test_the_command(bundles: BundleFactory, text: Path) -> None:
 def test_the_command_needs_to_know_what_to_compare(bundles: BundleFactory) -> None:
     result = CliRunner().invoke(main, ["verify", str(shipped(bundles, "fp32").path)])
     assert result.exit_code == 2
-    assert "give --backend, or --precision-report BUNDLE" in result.stderr
+    assert "give --backend, --precision-report BUNDLE, or --files" in result.stderr

@@ -55,7 +55,10 @@ NUM_GREEDY_TOKENS = 8
 BLUR, SLIVER = 0.6, 0.4  # of a token
 PROMPT = "where is the red circle ?"
 
-KINDS = [("feather", "fill"), ("feather", "union"), ("fastv", "fill"), ("ivc", "fill")]
+KINDS = [
+    ("feather", "fill"), ("feather", "union"), ("fastv", "fill"), ("ivc", "fill"),
+    ("ivc-value", "fill"),
+]  # fmt: skip
 """Criteria and selections that go through every path of a stage: grid, union, rotary, places."""
 
 ODD_PICTURES = (

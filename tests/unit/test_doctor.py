@@ -25,7 +25,7 @@ PLATFORMS = Path(__file__).parents[1] / "support" / "platforms"
 def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
     """Pretend that these packages are installed and no others."""
     found: Mapping[str, str] = {name.replace("_", "-"): v for name, v in versions.items()}
-    monkeypatch.setattr(doctor, "_version", found.get)
+    monkeypatch.setattr(doctor, "package_version", found.get)
 
 
 def probed(monkeypatch: pytest.MonkeyPatch, **failures: str) -> None:
@@ -186,7 +186,7 @@ def test_two_builds_at_once_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_package_has_no_version() -> None:
-    assert doctor._version("no-such-package-anywhere") is None
+    assert doctor.package_version("no-such-package-anywhere") is None
 
 
 # Trials in a process of their own.

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from feather_edge.evaluate.summary import Evaluation
     from feather_edge.evaluate.tasks import Task
 
+_COMMANDS = """```bash
+python tools/scene_vlm/assemble.py FOLDER
+python tools/scene_vlm/evidence.py FOLDER --output out/evidence
+```
+"""
 _BASELINES = ("uniform", "random")
 _ATTENTION = ("feather", "fastv", "fastv-full")
 
@@ -179,7 +184,7 @@ def main() -> None:
         "to the first token by the unpruned one. `left` is localisation by the unpruned one, here "
         "and in the paper.\n"
     )
-    lines.append(f"```bash\n{__doc__.split('    ', 1)[1].split('Hours')[0].rstrip()}\n```\n")
+    lines.append(_COMMANDS)
     for run, evaluation in evaluations(options.checkpoint, options.output, task):
         lines.extend(table(run, evaluation))
     lines.extend(rows_table(options.checkpoint, min(100, len(task.samples))))

@@ -23,6 +23,7 @@ from support.pairs import Pair, open_pair
 
 from feather_edge.errors import CheckpointError, RequestError, UnsupportedModelError
 from feather_edge.export.pipeline import export
+from feather_edge.pruning import Pruning
 from feather_edge.recipes import ExportRecipe
 
 if TYPE_CHECKING:
@@ -72,6 +73,12 @@ def test_a_last_segment_of_local_layers_only(bundles: BundleFactory, opset: str)
     assert not {"cos", "sin", "attention_mask"} & names
     check_unpruned(pair, random_images(1))
     check_pruned(pair, random_images(1), "fastv", "fill")
+
+
+def test_windows_cannot_be_numbered_anew(pair: Pair) -> None:
+    pruning = Pruning(criterion="pyramiddrop-reset", keep_ratio=(0.5, 0.25))
+    with pytest.raises(RequestError, match="numbered anew in gemma3, which has windows of pos"):
+        pair.session.generate(random_images(1), "what ?", pruning=pruning)
 
 
 def test_a_placeholder_in_the_text_is_refused(pair: Pair) -> None:

@@ -116,6 +116,13 @@ def test_a_robots_own_tests_run_on_the_fake_backend(pair: Pair) -> None:
     assert [stage.before_layer for stage in result.stages] == list(STAGES)
 
 
+def test_three_coordinates_cannot_be_numbered_anew(pair: Pair) -> None:
+    with pytest.raises(RequestError, match="cannot be numbered anew in qwen.*, which has M-RoPE"):
+        pair.session.generate(
+            random_images(1), "what ?", pruning=Pruning(criterion="pyramiddrop-reset")
+        )
+
+
 def test_videos_are_refused(pair: Pair) -> None:
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "?"}]}]
     with pytest.raises(RequestError) as error:

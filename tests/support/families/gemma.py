@@ -249,6 +249,11 @@ class Gemma3Reference(_GemmaReference):
             )
             for part in ("q", "k")
         ]
+        hooks.append(
+            attention.v_proj.register_forward_hook(
+                lambda _module, _args, output: captured.__setitem__("v", output[0])
+            )
+        )
         yield captured
         for hook in hooks:
             hook.remove()

@@ -117,6 +117,7 @@ def test_mrope_tables_are_those_of_transformers(
 
     tables = rotary_tables(rotary, coordinates)
 
+    assert all(table.flags.c_contiguous for table in tables)
     expected = reference(config)(torch.zeros(1), torch.tensor(coordinates)[:, None])
     for ours, theirs in zip(tables, expected, strict=True):
         np.testing.assert_allclose(ours, theirs[0, :, :64].numpy(), atol=5e-6)
