@@ -19,6 +19,9 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 
 PROCESSOR_FILE = "processor_config.json"
 
+MAX_SIDE = 2**13
+"""Pixels per side that an image may be resized or cropped to."""
+
 
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 
@@ -124,6 +127,11 @@ class PreprocessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     rescale_factor: float | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        sides = (self.resize_shortest_edge, *(self.resize_to or ()), *(self.crop_to or ()))
+        if not all(1 <= side <= MAX_SIDE for side in sides if side is not None):
+            raise ValueError(f"a side of {sides} pixels is not 1 to {MAX_SIDE}")
 
     @property
     def output_size(self) -> tuple[int, int]:
@@ -249,7 +257,7 @@ def _size(settings: dict[str, Any], key: str) -> tuple[int, int]:
 
 
 def _pixels(key: str, value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= 2**13:
+    if type(value) is not int or not 1 <= value <= MAX_SIDE:
         raise CheckpointError(
             f"image preprocessing: {key} has a side of {value!r}; it must be 1 to 8192 pixels"
         )

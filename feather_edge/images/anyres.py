@@ -21,7 +21,7 @@ from feather_edge.checkpoint.preprocessing import PreprocessConfig
 from feather_edge.errors import RequestError
 from feather_edge.images.geometry import ViewGeometry
 from feather_edge.images.pixels import normalise, preprocess, resize_to
-from feather_edge.images.prepared import TYPICAL_SIZE, PreparedImages, Raster
+from feather_edge.images.prepared import TYPICAL_SIZE, PreparedImages, Raster, check_grid
 from feather_edge.images.raster import whole_raster
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ NEWLINE = -1
 
 LARGEST_EXCESS = 1.1
 """A raster whose sides exceed what ``max_tiles`` allow by no more than this is left as it is."""
+
+MAX_TILES_PER_SIDE = 64
+"""Of a canvas, that a manifest may name."""
 
 
 class AnyresImages(
@@ -68,6 +71,21 @@ class AnyresImages(
     preprocess: PreprocessConfig
     max_tiles: int | None = None
     among_others: PreprocessConfig | None = None
+
+    def __post_init__(self) -> None:
+        check_grid(self.grid)
+        tile = self.preprocess.output_size
+        for canvas in self.canvases:
+            sides = [
+                (extent // side, extent % side) for extent, side in zip(canvas, tile, strict=True)
+            ]
+            if any(rest or not 1 <= tiles <= MAX_TILES_PER_SIDE for tiles, rest in sides):
+                raise ValueError(
+                    f"a canvas of {list(canvas)} pixels is no 1 to {MAX_TILES_PER_SIDE} tiles of "
+                    f"{list(tile)} in each axis"
+                )
+        if not self.canvases or (self.max_tiles is not None and self.max_tiles < 1):
+            raise ValueError("there must be a canvas, and max_tiles must be 1 or more")
 
     @property
     def typical_grids(self) -> tuple[tuple[int, int], ...]:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from feather_edge.images.geometry import Box
 
 
+MAX_GRID_SIDE = 1024
+"""Visual tokens per side of a raster that a manifest may name."""
+
 TYPICAL_SIZE = (640, 480)
 """Width and height in pixels of a camera's picture: what engines are tuned for."""
 
@@ -56,3 +59,13 @@ class PreparedImages:
     prompt_pieces: tuple[tuple[str | int, ...], ...]
     rasters: tuple[Raster, ...]
     arrange: Callable[[NDArray[Any]], NDArray[Any]] | None = None
+
+
+def check_grid(grid: tuple[int, int]) -> None:
+    """Refuse a raster that no manifest means.
+
+    Raises:
+        ValueError: if a side is not 1 to ``MAX_GRID_SIDE`` tokens.
+    """
+    if not all(1 <= side <= MAX_GRID_SIDE for side in grid):
+        raise ValueError(f"a grid has {list(grid)} tokens; a side must be 1 to {MAX_GRID_SIDE}")

@@ -8,7 +8,7 @@ import msgspec
 
 from feather_edge.checkpoint.preprocessing import PreprocessConfig
 from feather_edge.images.pixels import model_view, preprocess, view_geometry
-from feather_edge.images.prepared import PreparedImages, Raster
+from feather_edge.images.prepared import PreparedImages, Raster, check_grid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +40,9 @@ class RasterImages(
     preprocess: PreprocessConfig
     text_before: str = ""
     text_after: str = ""
+
+    def __post_init__(self) -> None:
+        check_grid(self.grid)
 
     @property
     def typical_grids(self) -> tuple[tuple[int, int], ...]:

@@ -11,7 +11,7 @@ import numpy as np
 from feather_edge.checkpoint.preprocessing import PreprocessConfig
 from feather_edge.images.geometry import ViewGeometry
 from feather_edge.images.pixels import check_pixels, normalise, to_rgb
-from feather_edge.images.prepared import TYPICAL_SIZE, PreparedImages, Raster
+from feather_edge.images.prepared import TYPICAL_SIZE, PreparedImages, Raster, check_grid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +50,9 @@ class SplitImages(
     longest_edge: int | None
     is_split: bool
     pixels: PreprocessConfig
+
+    def __post_init__(self) -> None:
+        check_grid(self.tile_grid)
 
     @property
     def typical_grids(self) -> tuple[tuple[int, int], ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from feather_edge.checkpoint.preprocessing import PreprocessConfig
 from feather_edge.images.geometry import ViewGeometry
 from feather_edge.images.pixels import normalise, preprocess, resize_to
-from feather_edge.images.prepared import TYPICAL_SIZE, PreparedImages, Raster
+from feather_edge.images.prepared import TYPICAL_SIZE, PreparedImages, Raster, check_grid
 from feather_edge.images.raster import whole_raster
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from PIL import Image
+
+MAX_TILES = 1024
+"""Of one picture, that a manifest may name."""
 
 
 class TiledImages(
@@ -53,6 +56,14 @@ class TiledImages(
     max_tiles: int
     before: str
     after: str
+
+    def __post_init__(self) -> None:
+        check_grid(self.grid)
+        if not 1 <= self.min_tiles <= self.max_tiles <= MAX_TILES:
+            raise ValueError(
+                f"a picture has {self.min_tiles} to {self.max_tiles} tiles; allowed are 1 to "
+                f"{MAX_TILES}, the smaller number first"
+            )
 
     @property
     def typical_grids(self) -> tuple[tuple[int, int], ...]:

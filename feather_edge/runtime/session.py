@@ -326,9 +326,15 @@ class Session:
             outputs = self._vision.run(inputs)
             parts.append(np.stack([self._backend.download(outputs[t.name]) for t in spec.outputs]))
         features = np.concatenate(parts, axis=1)
-        if prepared.arrange is None:
+        if prepared.arrange is None or features.shape[1] == 1:  # a fake's row, for all of them
             return features
-        return np.stack([prepared.arrange(output) for output in features])
+        try:
+            return np.stack([prepared.arrange(output) for output in features])
+        except IndexError as error:
+            raise BundleError(
+                f"{spec.name} gives {features.shape[1]} rows of features, fewer than the tiles of "
+                f"the manifest need; export the bundle again"
+            ) from error
 
     def _begin(
         self, layout: Layout, pruning: Pruning, watch: Stopwatch, max_new_tokens: int

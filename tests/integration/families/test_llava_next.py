@@ -23,6 +23,7 @@ from support.family_checks import (
 from support.images import random_images
 from support.pairs import Pair, open_pair
 
+from feather_edge import FakeBackend, Session
 from feather_edge.errors import CheckpointError
 from feather_edge.export.pipeline import export
 from feather_edge.recipes import ExportRecipe
@@ -134,3 +135,9 @@ def test_a_tile_of_another_size_is_refused(bundles: BundleFactory, tmp_path: Pat
 
     with pytest.raises(CheckpointError, match=r"tiles of \(28, 28\), cropped to \(14, 14\), but"):
         export(folder, tmp_path / "bundle", ExportRecipe())
+
+
+def test_a_fake_backend_answers(bundles: BundleFactory) -> None:
+    exported = bundles(tiny_llava_next, num_layers=6, **SHAPES["clip-mistral"])
+    with Session.open(exported.bundle, backend=FakeBackend(token_ids=[5, 6])) as session:
+        assert session.generate(elongated(60, 41), "what ?", max_new_tokens=2).token_ids == (5, 6)

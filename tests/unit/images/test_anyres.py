@@ -89,3 +89,19 @@ def test_the_vision_encoder_takes_any_picture_and_several_usual_ones() -> None:
     assert NEXT.vision_dims(2304) == {"num_images": (1, 5, 5)}
     assert NEXT.vision_dims(7000) == {"num_images": (1, 5, 15)}
     assert ONEVISION.vision_dims(3000) == {"num_images": (1, 5, 37)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grid": [0, 24]}, "a grid has"),
+        ({"canvases": [[336, 700]]}, "is no 1 to 64 tiles of"),
+        ({"canvases": [[336 * 65, 336]]}, "is no 1 to 64 tiles of"),
+        ({"canvases": []}, "there must be a canvas"),
+        ({"max_tiles": 0}, "max_tiles must be 1 or more"),
+    ],
+)
+def test_what_no_manifest_means_is_refused(change: dict[str, object], message: str) -> None:
+    document = {**msgspec.to_builtins(NEXT), **change}
+    with pytest.raises(msgspec.ValidationError, match=message):
+        msgspec.convert(document, ImageSpec)

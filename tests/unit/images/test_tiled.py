@@ -50,3 +50,18 @@ def test_the_vision_encoder_takes_as_many_tiles_as_there_are_tokens_for() -> Non
     assert images().typical_grids == ((16, 16),) * 13  # 4 x 3 tiles and a thumbnail
     assert images().vision_dims(4000) == {"num_images": (1, 13, 15)}
     assert images(max_tiles=1).vision_dims(1024) == {"num_images": (1, 1, 4)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grid": [16, 2000]}, "a side must be 1 to 1024"),
+        ({"min_tiles": 0}, "a picture has 0 to 12 tiles; allowed are 1 to 1024"),
+        ({"min_tiles": 13}, "a picture has 13 to 12 tiles"),
+        ({"preprocess": {"resize_to": [448, 0]}}, "is not 1 to 8192"),
+    ],
+)
+def test_what_no_manifest_means_is_refused(change: dict[str, object], message: str) -> None:
+    document = {**msgspec.to_builtins(images()), **change}
+    with pytest.raises(msgspec.ValidationError, match=message):
+        msgspec.convert(document, ImageSpec)
