@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 from feather_edge.checkpoint.preprocessing import read_preprocess_config
 from feather_edge.checkpoint.text_config import PlainTextModelType
-from feather_edge.checkpoint.vision_config import VisionModelType
+from feather_edge.checkpoint.vision_config import PLAIN_TOWERS
 from feather_edge.errors import CheckpointError
 from feather_edge.export.families import FamilyInfo, FamilyModel
 from feather_edge.export.families._llava import (
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 INFO = FamilyInfo(
     model_type="llava",
     examples=("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-interleave-qwen-0.5b-hf"),
-    towers=get_args(VisionModelType),
+    towers=PLAIN_TOWERS,
     decoders=get_args(PlainTextModelType),
     images="one raster for each picture, resized or padded to one size",
     limits=TRACING_LIMIT,

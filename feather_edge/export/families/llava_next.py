@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 from feather_edge.checkpoint.text_config import PlainTextModelType
-from feather_edge.checkpoint.vision_config import VisionModelType
+from feather_edge.checkpoint.vision_config import PLAIN_TOWERS
 from feather_edge.export.families import FamilyInfo, FamilyModel
 from feather_edge.export.families._anyres import read_canvases, read_tile, write_with_newline
 from feather_edge.export.families._llava import LLAVA_DEFAULTS, TRACING_LIMIT, read_llava
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 INFO = FamilyInfo(
     model_type="llava_next",
     examples=("llava-hf/llava-v1.6-mistral-7b-hf", "llava-hf/llama3-llava-next-8b-hf"),
-    towers=get_args(VisionModelType),
+    towers=PLAIN_TOWERS,
     decoders=get_args(PlainTextModelType),
     images="a thumbnail, and tiles stitched to one raster without padding",
     limits=TRACING_LIMIT,

@@ -15,7 +15,7 @@ import msgspec
 
 from feather_edge.checkpoint.preprocessing import pad_color
 from feather_edge.checkpoint.text_config import PlainTextModelType
-from feather_edge.checkpoint.vision_config import VisionModelType
+from feather_edge.checkpoint.vision_config import PLAIN_TOWERS
 from feather_edge.errors import UnsupportedModelError
 from feather_edge.export.families import FamilyInfo, FamilyModel
 from feather_edge.export.families._anyres import read_canvases, read_tile, write_with_newline
@@ -31,7 +31,7 @@ INFO = FamilyInfo(
         "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
         "llava-hf/llava-onevision-qwen2-7b-ov-hf",
     ),
-    towers=get_args(VisionModelType),
+    towers=PLAIN_TOWERS,
     decoders=get_args(PlainTextModelType),
     images="a thumbnail, and tiles stitched to one raster; one tile each if there are several",
     limits=f"no video; {TRACING_LIMIT}",
