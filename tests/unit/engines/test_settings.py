@@ -15,6 +15,7 @@ from feather_edge.engines.jobs import Device, Environment
 from feather_edge.engines.memory import pool_bytes
 from feather_edge.engines.model_bytes import model_bytes
 from feather_edge.engines.timing_cache import timing_cache_file
+from feather_edge.errors import BuildError
 from feather_edge.recipes import EngineRecipe
 
 if TYPE_CHECKING:
@@ -108,3 +109,22 @@ def test_a_model_is_changed_on_its_way_and_not_on_disk(bundles: BundleFactory) -
     assert sizes == {99}
     assert fixed.functions == plain.functions
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("place", ["../decoder_0.onnx_data", "/etc/hostname", "link"])
+def test_weights_outside_the_folder_of_a_model_are_refused(
+    bundles: BundleFactory, tmp_path: Path, place: str
+) -> None:
+    import onnx
+
+    bundle = bundles(num_layers=4).bundle
+    model = onnx.load(bundle.path / bundle.decoders[0].file, load_external_data=False)
+    (tmp_path / "link").symlink_to("/etc/hostname")
+    weight = next(tensor for tensor in model.graph.initializer if tensor.external_data)
+    for entry in weight.external_data:
+        if entry.key == "location":
+            entry.value = place
+    file = tmp_path / "decoder_0.onnx"
+    file.write_bytes(model.SerializeToString())
+    with pytest.raises(BuildError, match=f"takes tensor '{weight.name}' from '{place}', which is"):
+        model_bytes(job_for(file))
