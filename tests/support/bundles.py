@@ -9,13 +9,12 @@ import numpy as np
 from support.checkpoints import tiny_llava
 
 from feather_edge.bundle import Bundle
-from feather_edge.checkpoint.reader import read_tensors
 from feather_edge.export.pipeline import export
-from feather_edge.graphs import EMBED_TOKENS_TENSOR
 from feather_edge.pruning import Layout, VisualSpan
 from feather_edge.recipes import ExportRecipe
 from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from feather_edge.runtime.decoder import DecoderChain
+from feather_edge.runtime.embeddings import Embeddings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,8 +82,7 @@ class ChainRunner:
         self._graphs = [
             self._backend.open(bundle.path / spec.file, spec) for spec in bundle.decoders
         ]
-        tensors = read_tensors(bundle.embed_tokens_file)
-        self._embeddings = tensors[EMBED_TOKENS_TENSOR].read()
+        self._embeddings = Embeddings.open(bundle)
         self._chain: DecoderChain
 
     def image_features(self, pixel_values: np.ndarray) -> np.ndarray:

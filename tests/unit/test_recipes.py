@@ -157,7 +157,7 @@ def test_a_missing_file_is_refused() -> None:
         ({"seed": -1}, "seed is -1; it must be 0 or more"),
         ({"prune": "best"}, "prune is 'best'; choose feather"),
         ({"selection": "some"}, "selection is 'some'; choose fill, union"),
-        ({"opset": "19"}, "opset is '19'; choose 18, 23, 24, all"),
+        ({"opset": "19"}, "opset is '19'; choose 18, 23, 24, both, all"),
         ({"precision": "fp8"}, "precision is 'fp8'; choose fp32, fp16, bf16, int8, int4"),
         ({"vision_precision": "fp8"}, "vision_precision is 'fp8'; choose fp32, fp16"),
         ({"head_precision": "fp16"}, "head_precision is 'fp16'; choose float, int8, int4"),
