@@ -4,7 +4,7 @@
     python tools/scene_vlm/evidence.py FOLDER --output out/evidence
 
 Hours on a laptop. Answers are kept in OUTPUT, so the same command goes on where it was stopped.
-The test split is for the final figures: try things out with --task scenes-development.
+The test split is for the final figures: try things out with --split development.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from kept_rows import measure
 
-from feather_edge.evaluate.evaluation import Comparison, evaluate
+from feather_edge.evaluate.comparison import Comparison
+from feather_edge.evaluate.evaluation import evaluate
 from feather_edge.evaluate.report import COLUMNS, table_rows
 from feather_edge.evaluate.tasks import load_task
 from feather_edge.export.pipeline import export
@@ -106,9 +107,9 @@ RUNS = {
 }
 
 
-def asked(name: str, limit: int | None) -> Task:
+def asked(split: str, limit: int | None) -> Task:
     """Return a task with two questions a scene: for a place, and one other, each kind in turn."""
-    task = load_task(name, limit=limit)
+    task = load_task("scenes", split=split, limit=limit)
     samples = []
     for index, sample in enumerate(task.samples):
         places = [question for question in sample.questions if question.box is not None]
@@ -172,15 +173,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="folder written by assemble.py")
     parser.add_argument("--output", type=Path, default=Path("out/evidence"))
-    parser.add_argument("--task", choices=("scenes", "scenes-development"), default="scenes")
+    parser.add_argument("--split", choices=("test", "development"), default="test")
     parser.add_argument("--limit", type=int, help="scenes (default: 500)")
     parser.add_argument("--page", type=Path, default=Path("docs/evidence.md"))
     options = parser.parse_args()
-    task = asked(options.task, options.limit)
+    task = asked(options.split, options.limit)
     lines = ["# Pruning a decoder that was pretrained on language\n"]
     lines.append(
         f"SmolLM2-135M-Instruct with the adapters in `models/smol_scene_vlm`, {len(task.samples)} "
-        f"scenes (`{task.name}`), ONNX Runtime on the CPU, float32. `prefill` is the median time "
+        f"scenes ({options.split} split), ONNX Runtime on the CPU, float32. `prefill` is the median time "
         "to the first token by the unpruned one. `left` is localisation by the unpruned one, here "
         "and in the paper.\n"
     )
