@@ -181,9 +181,9 @@ def main() -> None:
     lines = ["# Pruning a decoder that was pretrained on language\n"]
     lines.append(
         f"SmolLM2-135M-Instruct with the adapters in `models/smol_scene_vlm`, {len(task.samples)} "
-        f"scenes ({options.split} split), ONNX Runtime on the CPU, float32. `prefill` is the median time "
-        "to the first token by the unpruned one. `left` is localisation by the unpruned one, here "
-        "and in the paper.\n"
+        f"scenes ({options.split} split), ONNX Runtime on the CPU, float32. `prefill` is the "
+        "median time to the first token by the unpruned one. `left` is localisation by the "
+        "unpruned one, here and in the paper.\n"
     )
     lines.append(_COMMANDS)
     for run, evaluation in evaluations(options.checkpoint, options.output, task):
