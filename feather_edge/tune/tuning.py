@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from feather_edge.tune.ladder import KEEP_RATIOS, ladder, measure_ladder, own_me
 from feather_edge.tune.search import Search, search
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from feather_edge.bench.requests import Requests
     from feather_edge.tune.search import Requirement
@@ -91,13 +92,13 @@ def tune(
     found: Search | None = None
     bundle, method, accuracy = bundles[0], methods[0], {}
     if requirement is not None:
-        with TemporaryDirectory() as scratch:
+        with _kept_or_scratch(output) as answers:
             found = search(
                 bundles,
                 requirement,
                 methods=methods,
                 keep_ratios=[ratio for ratio in ratios if ratio < 1],
-                output=Path(scratch) if output is None else output,
+                output=answers,
                 backend=backend,
                 target=target,
                 on_progress=on_progress,
@@ -121,18 +122,29 @@ def tune(
         )
     file = write_calibration(bundle.path, calibration)
     # 3. What a budget leads to.
-    choice = None
-    if budget_ttft_ms is not None:
-        visual = calibration.num_visual_tokens
-        choice = calibration.choose(budget_ttft_ms, num_visual_tokens=visual).to_dict()
     return TuneReport(
         bundle=str(bundle.path),
         method=method,
         calibration_file=str(file),
         calibration=calibration,
         search=found,
-        budget=choice,
+        budget=None if budget_ttft_ms is None else _choice(calibration, budget_ttft_ms),
     )
+
+
+@contextmanager
+def _kept_or_scratch(output: Path | None) -> Iterator[Path]:
+    """Give the folder of a search's answers, one that is forgotten where none is asked for."""
+    if output is not None:
+        yield output
+        return
+    with TemporaryDirectory() as scratch:
+        yield Path(scratch)
+
+
+def _choice(calibration: Calibration, budget_ttft_ms: float) -> dict[str, Any]:
+    visual = calibration.num_visual_tokens
+    return calibration.choose(budget_ttft_ms, num_visual_tokens=visual).to_dict()
 
 
 def _require_sense(
