@@ -52,7 +52,7 @@ HASHED_BYTES = 2**25
 """Files up to this size, which is all but the weights, are hashed whenever a bundle is opened."""
 
 MAX_MANIFEST_BYTES = 2**24
-UNLISTED = (MANIFEST_FILE, "engines", "calibration", "verify.json")
+UNLISTED = (MANIFEST_FILE, "engines", "calibration")
 """What the manifest does not list: itself, and what commands add, which has records of its own."""
 
 

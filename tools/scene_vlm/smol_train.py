@@ -127,14 +127,8 @@ _OPTIONS = (
 
 def build(options: argparse.Namespace, **common: Any) -> SmolTrainer:
     """Return the trainer of one process."""
-    plan = Plan(
-        seed=options.seed,
-        vision_steps=options.vision_steps,
-        steps=options.steps,
-        batch_size=options.batch_size,
-        vision_batch_size=options.vision_batch_size,
-        learning_rate=options.learning_rate,
-        vision_learning_rate=options.vision_learning_rate,
+    plan = Plan.of(
+        options,
         vision_share=0.5,
         warm_up_steps=60,
         weight_decay=0.0,

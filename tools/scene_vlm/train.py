@@ -88,14 +88,8 @@ _OPTIONS = (
 
 def build(options: argparse.Namespace, **common: Any) -> SceneTrainer:
     """Return the trainer of one process."""
-    plan = Plan(
-        seed=options.seed,
-        vision_steps=options.vision_steps,
-        steps=options.steps,
-        batch_size=options.batch_size,
-        vision_batch_size=options.vision_batch_size,
-        learning_rate=options.learning_rate,
-        vision_learning_rate=options.vision_learning_rate,
+    plan = Plan.of(
+        options,
         # The vision side is trained already: it learns this much slower than the decoder.
         vision_share=0.4,
         warm_up_steps=80,

@@ -77,6 +77,15 @@ class Plan:
     curriculum_level: float
     curriculum_min_steps: int = 60
 
+    @classmethod
+    def of(cls, options: argparse.Namespace, **fixed: Any) -> Plan:
+        """Return the plan of a recipe: what its options leave open and what it has ``fixed``."""
+        asked = (
+            "seed", "vision_steps", "steps", "batch_size", "vision_batch_size", "learning_rate",
+            "vision_learning_rate",
+        )  # fmt: skip
+        return cls(**{name: getattr(options, name) for name in asked}, **fixed)
+
 
 class Trainer(ABC):
     """Runs the phases "vision" and "whole"; a recipe says what is trained and on what loss.
