@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from feather_edge.errors import RequestError
+from feather_edge.evaluate.comparison import PRE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,6 +73,9 @@ def write_plots(evaluation: Evaluation, output: Path) -> list[Path]:
 
 
 def _draw(axes: Axes, evaluation: Evaluation, cost: str, accuracy: str) -> None:
+    """Draw every method in a colour of its own, dashed where it prunes before the decoder."""
+    from matplotlib import colormaps
+
     axes.set_title(KINDS[accuracy])
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -87,6 +91,7 @@ def _draw(axes: Axes, evaluation: Evaluation, cost: str, accuracy: str) -> None:
     )  # fmt: skip
     axes.axhline(points[0][1], color="0.5", linestyle=":", linewidth=1)
     methods = list(dict.fromkeys(row.method for row in rows))
+    colours = colormaps["tab20"](range(20))
     for number, method in enumerate(methods):
         chosen = sorted(
             (getattr(row, cost), getattr(row, accuracy), *getattr(row.ci95, accuracy))
@@ -98,8 +103,9 @@ def _draw(axes: Axes, evaluation: Evaluation, cost: str, accuracy: str) -> None:
             [max(0.0, each - bound) for each, bound in zip(y, low, strict=True)],
             [max(0.0, bound - each) for each, bound in zip(y, high, strict=True)],
         ]
-        colour = "black" if method == "none" else f"C{number - 1}"
+        colour = "black" if method == "none" else colours[(number - 1) % len(colours)]
         axes.errorbar(
             x, y, yerr=errors, label=method, marker=MARKERS[number % len(MARKERS)],
+            linestyle="--" if method.startswith(PRE) else "-",
             capsize=2, linewidth=1.2, markersize=5, elinewidth=0.8, color=colour,
         )  # fmt: skip
