@@ -100,6 +100,7 @@ MAX_LAYERS, MAX_SIZE = 2**10, 2**22
 
 EMBED_TOKENS_FILE = "onnx/embed_tokens.safetensors"
 EMBED_TOKENS_TENSOR = "embed_tokens.weight"
+EMBED_TOKENS_SCALES = "embed_tokens.scales"
 
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,7 +7,14 @@ from typing import get_args
 import click
 
 from feather_edge.cli._options import all_of
-from feather_edge.recipes import Clipping, FloatPrecision, HeadPrecision, OpsetName, Precision
+from feather_edge.recipes import (
+    Clipping,
+    EmbeddingPrecision,
+    FloatPrecision,
+    HeadPrecision,
+    OpsetName,
+    Precision,
+)
 
 __all__ = ["precision_options"]
 
@@ -32,6 +39,12 @@ precision_options = all_of(
         type=click.Choice(get_args(HeadPrecision)),
         show_default="float, but int8 with integer weights",
         help="Of the language head's weights; float is the type of activations.",
+    ),
+    click.option(
+        "--embedding-precision",
+        type=click.Choice(get_args(EmbeddingPrecision)),
+        show_default="the checkpoint's type or that of activations, whichever is narrower",
+        help="Of the embeddings, which the host looks up; float is the type of activations.",
     ),
     click.option(
         "--activations",

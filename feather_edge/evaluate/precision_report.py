@@ -151,6 +151,8 @@ def describe_precision(recipe: ExportRecipe) -> str:
         words += f" (blocks of {recipe.block_size}{clipping})"
     floats = activations(recipe, recipe.precision)
     rest = [f"vision {vision_precision(recipe)}", f"head {head_precision(recipe)}"]
+    if recipe.embedding_precision is not None:
+        rest.append(f"embeddings {recipe.embedding_precision}")
     if floats != recipe.precision:
         rest.append(f"activations {floats}")
     return ", ".join([words, *rest])

@@ -12,7 +12,7 @@ from feather_edge.recipes.precision import activations, head_precision, vision_p
 if TYPE_CHECKING:
     from feather_edge.checkpoint.packed import PackedFormat
     from feather_edge.graphs import DType
-    from feather_edge.recipes import Clipping, ExportRecipe, Precision
+    from feather_edge.recipes import Clipping, EmbeddingPrecision, ExportRecipe, Precision
 
 DTYPES: dict[str, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -37,6 +37,7 @@ class GraphPrecision:
         dtype: of activations, and of all weights but those of dense layers.
         linears: form of the weights of dense layers.
         head: form of the language head's weights.
+        embeddings: of the vocabulary, see ``ExportRecipe.embedding_precision``.
         block_size: inputs of a dense layer that share a scale.
         clipping: how the scales of blocks are chosen.
         kept_higher: dense layers, by their path, that ``int8-dynamic`` would hurt; their weights
@@ -46,6 +47,7 @@ class GraphPrecision:
     dtype: DType
     linears: WeightForm = "float"
     head: WeightForm = "float"
+    embeddings: EmbeddingPrecision | None = None
     block_size: int = 32
     clipping: Clipping = "none"
     kept_higher: frozenset[str] = frozenset()
@@ -85,7 +87,9 @@ class BundlePrecision:
             replace(types, linears="probe" if types.linears == "int8-dynamic" else "float")
             for types in (self.vision, self.decoder)
         )
-        return BundlePrecision(vision=vision, decoder=replace(decoder, head="float"))
+        return BundlePrecision(
+            vision=vision, decoder=replace(decoder, head="float", embeddings=None)
+        )
 
     def keeping(self, layers: dict[str, float]) -> BundlePrecision:
         """Return these types with some layers kept higher, ``decoder/<path>`` and so on."""
@@ -130,6 +134,7 @@ def bundle_precision(recipe: ExportRecipe, packed: PackedFormat | None) -> Bundl
             dtype=DTYPES[activations(recipe, recipe.precision)],
             linears=FORMS[recipe.precision] if packed is None else "float",
             head=head_precision(recipe),
+            embeddings=recipe.embedding_precision,
             block_size=recipe.block_size,
             clipping=recipe.clipping,
         ),

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from feather_edge.checkpoint.reader import TensorView
     from feather_edge.recipes import Clipping
 
-__all__ = ["BlockQuantised", "ChannelQuantised", "block_codes", "block_scales", "pack_int4"]
+__all__ = [
+    "BlockQuantised", "ChannelQuantised", "block_codes", "block_scales", "pack_int4",
+    "row_quantised",
+]  # fmt: skip
 
 CHUNK_ELEMENTS = 1 << 20
 CLIPPING_RATIOS = np.linspace(1.0, 0.6, 17, dtype=np.float32)
@@ -146,6 +149,17 @@ class ChannelQuantised:
         for start, rows in _chunks(self._views):
             codes[:, start : start + len(rows)] = np.rint(rows / _channel_scales(rows)[:, None]).T
         return codes
+
+
+def row_quantised(view: TensorView) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Return int8 codes [rows, columns] of a matrix with a scale for each row, [rows]."""
+    codes = np.empty(view.shape, np.int8)
+    scales = np.empty(view.shape[0], np.float32)
+    for start, rows in _chunks([view]):
+        here = slice(start, start + len(rows))
+        scales[here] = _channel_scales(rows)
+        codes[here] = np.rint(rows / scales[here, None])
+    return codes, scales
 
 
 def _channel_scales(rows: NDArray[np.float32]) -> NDArray[np.float32]:

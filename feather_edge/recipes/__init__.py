@@ -19,6 +19,7 @@ from feather_edge.recipes.export import (
 )
 from feather_edge.recipes.precision import (
     Clipping,
+    EmbeddingPrecision,
     FloatPrecision,
     HeadPrecision,
     OpsetName,
@@ -29,6 +30,7 @@ from feather_edge.recipes.reading import Stage, describe_recipe, recipe_folder, 
 __all__ = [
     "Clipping",
     "CriterionName",
+    "EmbeddingPrecision",
     "EngineBackend",
     "EngineOpset",
     "EngineProfiles",

@@ -10,6 +10,7 @@ from feather_edge.errors import RecipeError
 from feather_edge.recipes.checks import check_choice, check_keep_ratio
 from feather_edge.recipes.precision import (
     Clipping,
+    EmbeddingPrecision,
     FloatPrecision,
     HeadPrecision,
     OpsetName,
@@ -52,6 +53,9 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             is ``int4``.
         head_precision: of the language head's weights; ``float`` is the type of the decoder's
             activations. None is ``float`` with such a decoder and ``int8`` with any other.
+        embedding_precision: of the embeddings, which the host looks up; ``float`` is the type of
+            the decoder's activations, ``int8`` has a scale for each token. None is ``float`` or
+            the checkpoint's own type where that is narrower and no tied float head shares them.
         activations: type of everything but weights where those are integers; None is fp32.
         block_size: consecutive inputs of a dense layer that share a scale.
         clipping: ``mse`` chooses the scales of blocks by least squared error, at the price of the
@@ -71,6 +75,7 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     precision: Precision = "fp32"
     vision_precision: Precision | None = None
     head_precision: HeadPrecision | None = None
+    embedding_precision: EmbeddingPrecision | None = None
     activations: FloatPrecision | None = None
     block_size: int = 32
     clipping: Clipping = "none"
@@ -127,6 +132,7 @@ def override(
     precision: Precision | None = None,
     vision_precision: Precision | None = None,
     head_precision: HeadPrecision | None = None,
+    embedding_precision: EmbeddingPrecision | None = None,
     activations: FloatPrecision | None = None,
     block_size: int | None = None,
     clipping: Clipping | None = None,
@@ -149,6 +155,7 @@ def override(
         "precision": precision,
         "vision_precision": vision_precision,
         "head_precision": head_precision,
+        "embedding_precision": embedding_precision,
         "activations": activations,
         "block_size": block_size,
         "clipping": clipping,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 FloatPrecision = Literal["fp32", "fp16", "bf16"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4", "int8-dynamic"]
 HeadPrecision = Literal["float", "int8", "int4", "int8-dynamic"]
+EmbeddingPrecision = Literal["float", "fp16", "bf16", "int8"]
 Clipping = Literal["none", "mse"]
 OpsetName = Literal["18", "23", "24", "both", "all"]
 
@@ -58,6 +59,10 @@ def check_precision(recipe: ExportRecipe) -> None:
         check_choice("vision_precision", recipe.vision_precision, get_args(Precision))
     if recipe.head_precision is not None:
         check_choice("head_precision", recipe.head_precision, get_args(HeadPrecision))
+    if recipe.embedding_precision is not None:
+        check_choice(
+            "embedding_precision", recipe.embedding_precision, get_args(EmbeddingPrecision)
+        )
     if recipe.activations is not None:
         check_choice("activations", recipe.activations, get_args(FloatPrecision))
     check_choice("clipping", recipe.clipping, get_args(Clipping))

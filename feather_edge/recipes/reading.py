@@ -119,6 +119,7 @@ _ABSENT = {
     "stages": "by the depth of the decoder",
     "vision_precision": "as precision, but int8 where that is int4",
     "head_precision": "float with a float precision, int8 with any other",
+    "embedding_precision": "the narrower of the checkpoint's and the activations'",
     "activations": "fp32, where weights are integers",
     "opset": "every form that can hold the precision",
     "shared_memory_mib": "the GPU has memory of its own",

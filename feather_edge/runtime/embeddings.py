@@ -8,7 +8,7 @@ import numpy as np
 
 from feather_edge.checkpoint.reader import read_tensors
 from feather_edge.errors import BundleError
-from feather_edge.graphs import EMBED_TOKENS_TENSOR
+from feather_edge.graphs import EMBED_TOKENS_SCALES, EMBED_TOKENS_TENSOR
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,11 +22,19 @@ __all__ = ["Embeddings"]
 class Embeddings:
     """Rows [V, D] of a memory-mapped table, given as the decoder takes them: its type, its scale.
 
-    The type of the file may be narrower.
+    The type of the file may be narrower; integers have a scale for each row, ``row_scales`` [V].
     """
 
-    def __init__(self, table: NDArray[Any], dtype: DType, *, scale: float) -> None:
+    def __init__(
+        self,
+        table: NDArray[Any],
+        dtype: DType,
+        *,
+        scale: float,
+        row_scales: NDArray[np.float32] | None = None,
+    ) -> None:
         self._table = table
+        self._row_scales = row_scales
         self._dtype = np.dtype(dtype)
         self._scale = np.float32(scale)
 
@@ -39,18 +47,29 @@ class Embeddings:
         """
         decoder = bundle.manifest.decoder
         shape = (decoder.vocab_size, decoder.hidden_size)
-        view = read_tensors(bundle.embed_tokens_file).get(EMBED_TOKENS_TENSOR)
-        if view is None or view.shape != shape:
+        views = read_tensors(bundle.embed_tokens_file)
+        expected: dict[str, tuple[int, ...]] = {EMBED_TOKENS_TENSOR: shape}
+        if bundle.manifest.recipe.embedding_precision == "int8":
+            expected[EMBED_TOKENS_SCALES] = shape[:1]
+        if {name: view.shape for name, view in views.items()} != expected:
+            wanted = " and ".join(f"{name} {list(size)}" for name, size in expected.items())
             raise BundleError(
-                f"{bundle.embed_tokens_file} must hold {EMBED_TOKENS_TENSOR} {list(shape)}; "
-                f"export the bundle again"
+                f"{bundle.embed_tokens_file} must hold {wanted}; export the bundle again"
             )
-        dtype = bundle.decoders[0].inputs[0].dtype
-        return cls(view.read(), dtype, scale=bundle.manifest.embedding_scale)
+        return cls(
+            views[EMBED_TOKENS_TENSOR].read(),
+            bundle.decoders[0].inputs[0].dtype,
+            scale=bundle.manifest.embedding_scale,
+            row_scales=(
+                views[EMBED_TOKENS_SCALES].read() if EMBED_TOKENS_SCALES in expected else None
+            ),
+        )
 
     def __getitem__(self, token_ids: NDArray[np.int64] | int) -> NDArray[Any]:
         """Return [S, D] for ids [S], a copy to write into; [D] for one id."""
         rows = self._table[token_ids]
+        if self._row_scales is not None:
+            rows = rows * self._row_scales[token_ids, None]
         if self._scale != 1:
             rows = rows * self._scale
         return rows.astype(self._dtype, copy=False)

@@ -161,6 +161,7 @@ def test_a_missing_file_is_refused() -> None:
         ({"precision": "fp8"}, "precision is 'fp8'; choose fp32, fp16, bf16, int8, int4"),
         ({"vision_precision": "fp8"}, "vision_precision is 'fp8'; choose fp32, fp16"),
         ({"head_precision": "fp16"}, "head_precision is 'fp16'; choose float, int8, int4"),
+        ({"embedding_precision": "int4"}, "embedding_precision is 'int4'; choose float, fp16"),
         ({"activations": "int8"}, "activations is 'int8'; choose fp32, fp16, bf16"),
         ({"clipping": "some"}, "clipping is 'some'; choose none, mse"),
         ({"block_size": 48}, "block_size is 48; it must be a power of two from 16 on"),

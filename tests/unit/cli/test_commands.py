@@ -412,6 +412,7 @@ def test_recipes_shows_one_with_every_key(runner: CliRunner) -> None:
         'precision = "fp32"',
         "# vision_precision: as precision, but int8 where that is int4",
         "# head_precision: float with a float precision, int8 with any other",
+        "# embedding_precision: the narrower of the checkpoint's and the activations'",
         "# activations: fp32, where weights are integers",
         "block_size = 32",
         'clipping = "none"',

@@ -19,6 +19,7 @@ from feather_edge.errors import (
 )
 from feather_edge.export.pipeline import export
 from feather_edge.recipes import ExportRecipe, load_recipe
+from feather_edge.runtime.embeddings import Embeddings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,6 +106,36 @@ def test_embeddings_are_those_of_the_checkpoint(checkpoint: Path, tmp_path: Path
 
     assert view.dtype == np.float16
     np.testing.assert_array_equal(view.read(), source.read().astype(np.float16))
+
+
+def test_embeddings_have_a_precision_of_their_own(bundles: BundleFactory, tmp_path: Path) -> None:
+    untied = bundles.checkpoint(tie_word_embeddings=False)
+    plain, rounded = (
+        export(untied, tmp_path / str(kind), ExportRecipe(embedding_precision=kind, opset="23"))
+        for kind in (None, "int8")
+    )
+    exact, lossy = (Embeddings.open(bundle)[np.arange(16)] for bundle in (plain, rounded))
+    steps = np.abs(exact).max(axis=1, keepdims=True) / 127
+    assert (np.abs(lossy - exact) <= steps * 0.501).all()
+    assert not np.array_equal(lossy, exact)
+    np.testing.assert_array_equal(Embeddings.open(rounded)[3], lossy[3])
+    sizes = [bundle.embed_tokens_file.stat().st_size for bundle in (plain, rounded)]
+    assert sizes[1] < 0.3 * sizes[0]
+
+
+def test_a_tied_float_head_keeps_the_embeddings_in_its_type(
+    bundles: BundleFactory, tmp_path: Path
+) -> None:
+    folder = bundles(tie_word_embeddings=True).checkpoint
+    with pytest.raises(RecipeError) as caught:
+        export(folder, tmp_path / "bundle", ExportRecipe(embedding_precision="fp16"))
+    assert str(caught.value) == (
+        "embedding_precision is fp16, but the language head of this checkpoint is the same matrix "
+        "and stays float32; choose head_precision int8 too, or leave embedding_precision out"
+    )
+    assert not (tmp_path / "bundle").exists()
+    wanted = ExportRecipe(embedding_precision="int8", head_precision="int8", opset="23")
+    assert export(folder, tmp_path / "bundle", wanted).manifest.recipe.head_precision == "int8"
 
 
 # -- checkpoints that are refused -------------------------------------------------------------
