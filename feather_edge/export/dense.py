@@ -9,7 +9,9 @@ int8, int4        ``DequantizeLinear`` of codes [in, out] with a scale for each 
                   of it, which it does for blocks along the first axis only: weights lie as
                   [in, out] and no ``Transpose`` stands between the two nodes
 int8-dynamic      ``DynamicQuantizeLinear`` of what enters, ``MatMulInteger`` with codes that have
-                  a scale for each output; ONNX Runtime makes ``DynamicQuantizeMatMul`` of it
+                  a scale for each output; ONNX Runtime makes ``DynamicQuantizeMatMul`` of it.
+                  Before it, where a calibration says so, inputs are evened out and rows brought
+                  to one size
 taken over        as int4; the checkpoint's own codes and scales
 ================  ===============================================================================
 
@@ -74,7 +76,8 @@ def dense(
         )
         y = g.op("MatMul", x, weight, name=name)
         if form == "probe":
-            _probe(g, y, _dynamic(g, x, views, name=f"{name}/dynamic"), name=name)
+            entering = g.op("Identity", x, name=f"{name}/entering")
+            g.extra_output(f"{PROBE_PREFIX}{g.path(name)}", entering)
         return y
     if form == "int8-dynamic":
         return _dynamic(g, x, views, name=name)
@@ -142,9 +145,30 @@ def _blocks_product(
 
 
 def _dynamic(g: GraphBuilder, x: ir.Value, views: Sequence[TensorView], *, name: str) -> ir.Value:
-    quantised = ChannelQuantised(views)
-    in_size, out_size = views[0].shape[1], sum(view.shape[0] for view in views)
     path = g.path(name)
+    rounding = g.precision.roundings.get(path)
+    if rounding is not None and rounding.smoothing is not None:
+        inverse = (1 / rounding.smoothing).astype(np.float32)
+        factors = g.lazy(
+            f"{path}.smoothing", lambda: ir.Tensor(inverse), dtype="float32", shape=inverse.shape
+        )
+        x = g.op("Mul", x, factors, name=f"{name}/smooth")
+    if rounding is None or not rounding.is_per_row:
+        return _rounded_product(g, x, views, name=name)
+    size = g.op("ReduceMax", g.op("Abs", x, name=f"{name}/sizes"), g.ints(-1), name=f"{name}/size")
+    least = g.constant("least_row_size", np.array(np.finfo(np.float32).tiny))
+    size = g.op("Max", size, least, name=f"{name}/some_size")  # [..., 1]
+    even = g.op("Div", x, size, name=f"{name}/even_rows")
+    return g.op("Mul", _rounded_product(g, even, views, name=name), size, name=f"{name}/rows")
+
+
+def _rounded_product(
+    g: GraphBuilder, x: ir.Value, views: Sequence[TensorView], *, name: str
+) -> ir.Value:
+    path = g.path(name)
+    rounding = g.precision.roundings.get(path)
+    quantised = ChannelQuantised(views, None if rounding is None else rounding.smoothing)
+    in_size, out_size = views[0].shape[1], sum(view.shape[0] for view in views)
     scales = g.lazy(
         f"{path}.scales", lambda: ir.Tensor(quantised.scales()), dtype="float32", shape=(out_size,)
     )
@@ -161,20 +185,6 @@ def _dynamic(g: GraphBuilder, x: ir.Value, views: Sequence[TensorView], *, name:
     wide = g.op("Cast", product, name=f"{name}/float", to=int(ir.DataType.FLOAT))
     scale = g.op("Mul", x_scale, scales, name=f"{name}/scale")
     return g.op("Mul", wide, scale, name=f"{name}/dequantise")
-
-
-def _probe(g: GraphBuilder, y: ir.Value, rounded: ir.Value, *, name: str) -> None:
-    """Give the mean squared relative error of the rows of ``rounded`` as an extra output."""
-    with g.scope(f"{name}/probe"):
-        difference = g.op("Sub", rounded, y, name="difference")
-        error, power = (
-            g.op("ReduceSumSquare", x, g.ints(-1), name=part, keepdims=0)
-            for part, x in (("error", difference), ("power", y))
-        )
-        least = g.constant("probe_least_power", np.array(1e-12, np.float32))
-        ratio = g.op("Div", error, g.op("Max", power, least, name="some_power"), name="ratio")
-        mean = g.op("ReduceMean", ratio, name="mean", keepdims=0)
-    g.extra_output(f"{PROBE_PREFIX}{g.path(name)}", mean)
 
 
 def _taken_over(

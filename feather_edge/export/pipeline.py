@@ -12,7 +12,7 @@ from feather_edge import __version__
 from feather_edge.bundle import Bundle, staging_folder, write_manifest
 from feather_edge.checkpoint.reader import Checkpoint
 from feather_edge.errors import RecipeError
-from feather_edge.export.calibration import layers_to_keep
+from feather_edge.export.calibration import calibrate
 from feather_edge.export.embeddings import write_embeddings
 from feather_edge.export.families import FamilyModel, read_family
 from feather_edge.export.precision import BundlePrecision, bundle_precision
@@ -119,9 +119,9 @@ def _opsets(recipe: ExportRecipe) -> tuple[int, ...]:
 def _calibrated(
     checkpoint: Path, folder: Path, recipe: ExportRecipe, types: BundlePrecision
 ) -> BundlePrecision:
-    """Return ``types`` with the layers kept higher that sample prompts say would be hurt."""
+    """Return ``types`` with how each layer rounds what enters it, as sample prompts tell."""
     probing = export(checkpoint, folder, recipe, precision=types.probing())
-    found = types.keeping(layers_to_keep(probing, shipped_samples(NUM_CALIBRATION_SCENES)))
+    found = types.calibrated(calibrate(probing, shipped_samples(NUM_CALIBRATION_SCENES)))
     shutil.rmtree(folder)
     return found
 

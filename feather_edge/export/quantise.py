@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from feather_edge.recipes import Clipping
 
 __all__ = [
-    "BlockQuantised", "ChannelQuantised", "block_codes", "block_scales", "pack_int4",
-    "row_quantised",
+    "BlockQuantised", "ChannelQuantised", "block_codes", "block_scales", "channel_codes",
+    "channel_scales", "pack_int4", "row_quantised",
 ]  # fmt: skip
 
 CHUNK_ELEMENTS = 1 << 20
@@ -134,21 +134,52 @@ class BlockQuantised:
 
 
 class ChannelQuantised:
-    """Dense layers side by side in int8, with one scale per output."""
+    """Dense layers side by side in int8, with one scale per output.
 
-    def __init__(self, views: Sequence[TensorView]) -> None:
+    Args:
+        views: weights [out, in].
+        smoothing: [in], multiplied to the weights of each input before they are rounded.
+    """
+
+    def __init__(
+        self, views: Sequence[TensorView], smoothing: NDArray[np.float32] | None = None
+    ) -> None:
         self._views = views
+        self._smoothing = np.float32(1) if smoothing is None else smoothing
 
     def scales(self) -> NDArray[np.float32]:
         """Return [out]."""
-        return np.concatenate([_channel_scales(rows) for _, rows in _chunks(self._views)])
+        return np.concatenate(
+            [channel_scales(rows * self._smoothing) for _, rows in _chunks(self._views)]
+        )
 
     def codes(self) -> NDArray[np.int8]:
         """Return [in, out]."""
         codes = np.empty((self._views[0].shape[1], _num_rows(self._views)), np.int8)
         for start, rows in _chunks(self._views):
-            codes[:, start : start + len(rows)] = np.rint(rows / _channel_scales(rows)[:, None]).T
+            smooth = rows * self._smoothing
+            codes[:, start : start + len(rows)] = channel_codes(smooth, channel_scales(smooth)).T
         return codes
+
+
+def channel_scales(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the scales [out] of int8 weights [out, in] that no CPU multiplies with saturation.
+
+    Processors without VNNI add two products of unsigned inputs and signed weights in 16 bits,
+    those of the inputs 0 and 1, 2 and 3, and so on, and cut off what is beyond. Two codes whose
+    magnitudes add up to 128 at most cannot get there: 255 x 128 < 2^15.
+    """
+    sizes = np.abs(rows)
+    if sizes.shape[1] % 2:
+        sizes = np.pad(sizes, ((0, 0), (0, 1)))
+    pairs = (sizes[:, ::2] + sizes[:, 1::2]).max(axis=1)  # rounding adds 1 at most
+    return _scales_of(np.maximum(sizes.max(axis=1), pairs))
+
+
+def channel_codes(rows: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Return the codes [out, in] of weights [out, in] under ``scales`` [out]."""
+    codes: NDArray[np.int8] = np.rint(rows / scales[:, None]).astype(np.int8)
+    return codes
 
 
 def row_quantised(view: TensorView) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -157,15 +188,13 @@ def row_quantised(view: TensorView) -> tuple[NDArray[np.int8], NDArray[np.float3
     scales = np.empty(view.shape[0], np.float32)
     for start, rows in _chunks([view]):
         here = slice(start, start + len(rows))
-        scales[here] = _channel_scales(rows)
-        codes[here] = np.rint(rows / scales[here, None])
+        scales[here] = _scales_of(np.abs(rows).max(axis=1))
+        codes[here] = channel_codes(rows, scales[here])
     return codes, scales
 
 
-def _channel_scales(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    scales: NDArray[np.float32] = _stored(
-        np.abs(rows).max(axis=1) / np.float32(127), np.dtype(np.float32)
-    )
+def _scales_of(largest: NDArray[np.float32]) -> NDArray[np.float32]:
+    scales: NDArray[np.float32] = _stored(largest / np.float32(127), np.dtype(np.float32))
     return scales
 
 

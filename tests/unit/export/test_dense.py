@@ -16,10 +16,16 @@ from support.packed import declare, dequantised, packed_tensors, quantise
 from feather_edge.checkpoint.reader import Checkpoint
 from feather_edge.errors import CheckpointError, UnsupportedModelError
 from feather_edge.export.builder import GraphBuilder, save
+from feather_edge.export.calibration import Entering
 from feather_edge.export.dense import dense
 from feather_edge.export.dialects import DIALECTS
-from feather_edge.export.precision import GraphPrecision
-from feather_edge.export.quantise import block_codes, block_scales
+from feather_edge.export.precision import GraphPrecision, Rounding
+from feather_edge.export.quantise import (
+    block_codes,
+    block_scales,
+    channel_codes,
+    channel_scales,
+)
 from feather_edge.export.weights import Weights
 from feather_edge.graphs import GraphSpec, TensorSpec
 
@@ -65,8 +71,10 @@ def write(weights: Weights, file: Path, form: Any, **precision: Any) -> Path:
     return file
 
 
-def run(file: Path, *, is_optimised: bool = True) -> tuple[np.ndarray, set[str]]:
-    """Return y of X, and the operators of the graph that ONNX Runtime runs."""
+def run(
+    file: Path, x: np.ndarray = X, *, is_optimised: bool = True
+) -> tuple[np.ndarray, set[str]]:
+    """Return y of x, and the operators of the graph that ONNX Runtime runs."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
@@ -75,7 +83,7 @@ def run(file: Path, *, is_optimised: bool = True) -> tuple[np.ndarray, set[str]]
     if not is_optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    (y,) = session.run(None, {"x": X.astype(np.dtype(session.get_inputs()[0].type[7:-1]
+    (y,) = session.run(None, {"x": x.astype(np.dtype(session.get_inputs()[0].type[7:-1]
                                                      .replace("float16", "f2")
                                                      .replace("float", "f4")))})  # fmt: skip
     nodes = onnx.load(optimised, load_external_data=False).graph.node
@@ -139,12 +147,44 @@ def test_dynamic_quantisation_is_fused_and_close(tmp_path: Path) -> None:
     assert relative_error(y, joined(FLOAT_WEIGHTS)) < 0.02
 
 
-def test_a_layer_that_is_kept_higher_has_blocks(tmp_path: Path) -> None:
-    precision = GraphPrecision(
-        dtype="float32", linears="int8-dynamic", kept_higher=frozenset({"a/down"})
+@pytest.mark.parametrize("is_per_row", [False, True])
+@pytest.mark.parametrize("is_smooth", [False, True])
+def test_what_enters_is_rounded_as_a_calibration_says(
+    tmp_path: Path, is_smooth: bool, is_per_row: bool
+) -> None:
+    """Inputs have one channel and one row far out; the rounding that is told helps, exactly."""
+    x = X.copy()
+    x[..., 5] *= 200
+    x[:, 1] *= 50
+    smoothing = np.ones(IN, np.float32)
+    smoothing[5] = 200
+    rounding = Rounding(
+        error=0.0, smoothing=smoothing if is_smooth else None, is_per_row=is_per_row
     )
+    file = write(
+        float_weights(tmp_path / "c"),
+        tmp_path / "g.onnx",
+        "int8-dynamic",
+        roundings={"attn/qkv": rounding},
+    )
+    y, operators = run(file, x)
+    assert "DynamicQuantizeMatMul" in operators
+    weight = np.concatenate(FLOAT_WEIGHTS)
+    entering = Entering.of(x).rounded(rounding.smoothing, is_per_row=is_per_row)
+    columns = weight if not is_smooth else weight * smoothing
+    scales = channel_scales(columns)
+    expected = entering @ (channel_codes(columns, scales) * scales[:, None]).T
+    assert relative_error(y.reshape(expected.shape), expected) < 0.002
+    error = relative_error(y[:, 2:], (x @ weight.T)[:, 2:])  # of rows that are not far out
+    assert error < 0.02 if is_smooth and is_per_row else error > 0.02
+
+
+def test_a_layer_that_is_kept_higher_has_blocks() -> None:
+    roundings = {"a/down": Rounding(error=0.2), "a/up": Rounding(error=0.01)}
+    precision = GraphPrecision(dtype="float32", linears="int8-dynamic", roundings=roundings)
     assert precision.form_of("a/down") == "int8"
     assert precision.form_of("a/up") == "int8-dynamic"
+    assert precision.form_of("a/unseen") == "int8-dynamic"
 
 
 def test_weights_are_stored_as_promised(tmp_path: Path) -> None:

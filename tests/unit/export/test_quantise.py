@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from safetensors.numpy import save_file
 
 from feather_edge.checkpoint.reader import TensorView, read_tensors
@@ -18,11 +19,16 @@ from feather_edge.export.quantise import (
     ChannelQuantised,
     block_codes,
     block_scales,
+    channel_codes,
+    channel_scales,
     pack_int4,
+    row_quantised,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 FLOATS = [np.float32, np.float16, ml_dtypes.bfloat16]
 
@@ -109,12 +115,12 @@ def test_layers_side_by_side_in_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int
 ) -> None:
     """However few rows are read at a time, the outcome is that of all at once, transposed."""
-    arrays = weights(5, 40, 1), weights(7, 40, 2)
-    joined = np.concatenate(arrays)
+    parts = weights(5, 40, 1), weights(7, 40, 2)
+    joined = np.concatenate(parts)
     options: dict[str, Any] = {"clipping": "mse", "dtype": np.dtype(np.float16)}
     expected = block_scales(joined, bits=bits, block_size=16, **options)
     monkeypatch.setattr(quantise, "CHUNK_ELEMENTS", 80)
-    both = BlockQuantised(views(tmp_path, *arrays), bits=bits, block_size=16, **options)
+    both = BlockQuantised(views(tmp_path, *parts), bits=bits, block_size=16, **options)
     codes_first = both.codes()
     scales = both.scales()
     np.testing.assert_array_equal(scales, expected.T)
@@ -126,10 +132,44 @@ def test_layers_side_by_side_in_chunks(
 
 def test_one_scale_for_each_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantise, "CHUNK_ELEMENTS", 80)
-    arrays = weights(5, 40, 1), weights(7, 40, 2)
-    quantised = ChannelQuantised(views(tmp_path, *arrays))
+    parts = weights(5, 40, 1), weights(7, 40, 2)
+    quantised = ChannelQuantised(views(tmp_path, *parts))
     scales, codes = quantised.scales(), quantised.codes()
-    joined = np.concatenate(arrays)
-    np.testing.assert_array_equal(scales, np.abs(joined).max(axis=1) / np.float32(127))
-    assert np.abs(codes).max(axis=0).tolist() == [127] * 12
+    joined = np.concatenate(parts)
+    sizes = np.abs(joined)
+    pairs = sizes[:, ::2] + sizes[:, 1::2]
+    np.testing.assert_array_equal(scales, pairs.max(axis=1) / np.float32(127))
     assert np.abs(codes * scales - joined.T).max() <= 0.501 * scales.max()
+
+
+@given(
+    arrays(
+        np.float32,
+        st.tuples(st.integers(1, 3), st.integers(1, 9)),
+        elements=st.floats(-4, 4, width=32),
+    )
+)
+def test_no_two_neighbours_can_saturate(rows: NDArray[np.float32]) -> None:
+    codes = np.abs(channel_codes(rows, channel_scales(rows)).astype(int))
+    padded = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
+    assert (padded[:, ::2] + padded[:, 1::2]).max() <= 128
+    assert codes.max() <= 127
+
+
+def test_smoothing_moves_size_from_inputs_to_weights(tmp_path: Path) -> None:
+    array = weights(5, 40, 1)
+    factors = np.geomspace(0.1, 10, 40).astype(np.float32)
+    (tmp_path / "b").mkdir()
+    plain = ChannelQuantised(views(tmp_path, array * factors))
+    smooth = ChannelQuantised(views(tmp_path / "b", array), factors)
+    np.testing.assert_array_equal(smooth.scales(), plain.scales())
+    np.testing.assert_array_equal(smooth.codes(), plain.codes())
+
+
+def test_each_row_has_a_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantise, "CHUNK_ELEMENTS", 80)
+    rows = weights(7, 40) * np.geomspace(0.01, 100, 7).astype(np.float32)[:, None]
+    (view,) = views(tmp_path, rows)
+    codes, scales = row_quantised(view)
+    assert np.abs(codes).max(axis=1).tolist() == [127] * 7
+    assert (np.abs(codes * scales[:, None] - rows) <= 0.501 * scales[:, None]).all()
