@@ -32,12 +32,14 @@ __all__ = [
     "OptimizationProfile",
     "ShapeRange",
     "check_fit",
+    "check_graph",
     "engine_file",
     "engine_folder",
     "engine_targets",
     "graph_hash",
     "read_record",
     "rebuild_command",
+    "records_sha256",
 ]
 
 ProfileName = Literal["prefill", "decode", "both", "images"]
@@ -132,6 +134,13 @@ def engine_targets(bundle: Path) -> tuple[str, ...]:
     return tuple(sorted({file.parent.name for file in found}))
 
 
+def records_sha256(bundle: Path, *targets: str) -> str:
+    """Return one hash of the records of all engines of these targets."""
+    folders = (engine_folder(bundle, target) for target in targets)
+    files = [file for folder in folders for file in sorted(folder.glob("*.json"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
 def graph_hash(bundle: Bundle, spec: GraphSpec, form: GraphForm) -> str:
     """Return one hash of a graph's form and of every file of weights that it may read."""
     files = bundle.manifest.files
@@ -179,12 +188,9 @@ def check_fit(
     Raises:
         BackendError: naming the first field that differs and the command that rebuilds.
     """
-    hashes = {form.opset: graph_hash(bundle, spec, form) for form in spec.forms}
+    check_graph(record, bundle, spec)
     capabilities = record.compute_capabilities
     wanted: dict[str, tuple[object, object]] = {
-        "graph": (record.graph, spec.name),
-        "graph_sha256": (record.graph_sha256, hashes.get(record.opset)),
-        "precision": (record.precision, bundle.manifest.recipe.precision),
         "backend": (record.backend, backend),
         "tensorrt_version": (record.tensorrt_version, tensorrt_version),
         "plugin_sha256": (record.plugin_sha256, plugin_sha256),
@@ -193,6 +199,30 @@ def check_fit(
         wanted["device_name"] = (record.device_name, device_name)
     if capabilities and compute_capability not in capabilities:
         wanted["compute_capabilities"] = (", ".join(capabilities), compute_capability)
+    _require_equal(record, bundle, spec, wanted)
+
+
+def check_graph(record: EngineRecord, bundle: Bundle, spec: GraphSpec) -> None:
+    """Refuse an engine that was built from other files than the bundle's; needs no device.
+
+    Raises:
+        BackendError: naming the first field that differs and the command that rebuilds.
+    """
+    hashes = {form.opset: graph_hash(bundle, spec, form) for form in spec.forms}
+    wanted: dict[str, tuple[object, object]] = {
+        "graph": (record.graph, spec.name),
+        "graph_sha256": (record.graph_sha256, hashes.get(record.opset)),
+        "precision": (record.precision, bundle.manifest.recipe.precision),
+    }
+    _require_equal(record, bundle, spec, wanted)
+
+
+def _require_equal(
+    record: EngineRecord,
+    bundle: Bundle,
+    spec: GraphSpec,
+    wanted: dict[str, tuple[object, object]],
+) -> None:
     for name, (built, here) in wanted.items():
         if built != here:
             raise BackendError(

@@ -122,6 +122,7 @@ _ABSENT = {
     "embedding_precision": "the narrower of the checkpoint's and the activations'",
     "activations": "fp32, where weights are integers",
     "opset": "every form that can hold the precision",
+    "lowest_cosine": "by precision",
     "shared_memory_mib": "the GPU has memory of its own",
     "timing_cache": "in the user's cache folder",
 }
