@@ -7,6 +7,7 @@ very file, so the largest tensor of a small model is stored once.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,11 +22,8 @@ from feather_edge.export.quantise import row_quantised
 from feather_edge.graphs import EMBED_TOKENS_FILE, EMBED_TOKENS_SCALES, EMBED_TOKENS_TENSOR
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
-    from feather_edge.checkpoint.reader import TensorView
     from feather_edge.export.builder import GraphBuilder
     from feather_edge.export.families import FamilyModel
     from feather_edge.export.precision import GraphPrecision
@@ -35,41 +33,27 @@ HEAD = "lm_head.weight"
 
 
 def write_embeddings(folder: Path, model: FamilyModel, precision: GraphPrecision) -> None:
-    """Write the embeddings [V, D] into the bundle.
-
-    Unless ``precision`` says otherwise, their type is that of the decoder's activations, or the
-    checkpoint's own where that is narrower and no head shares them: rows are widened as they are
-    looked up.
+    """Write the embeddings [V, D] into the bundle, in the type ``embeddings_dtype``.
 
     Raises:
         RecipeError: if a tied head of another type shares them.
     """
     from safetensors.numpy import save_file
 
-    _check_sharing(model, precision)
     shape = (model.text.vocab_size, model.text.hidden_size)
     view = model.weights.tensor(EMBEDDINGS, shape=shape)
+    dtype = embeddings_dtype(model, precision)
     tensors: dict[str, NDArray[Any]]
-    if precision.embeddings == "int8":
+    if dtype == np.int8:
         codes, scales = row_quantised(view)
         tensors = {EMBED_TOKENS_TENSOR: codes, EMBED_TOKENS_SCALES: scales}
     else:
-        table = view.read().astype(_embedding_dtype(model, view, precision), copy=False)
-        tensors = {EMBED_TOKENS_TENSOR: np.ascontiguousarray(table)}
+        tensors = {
+            EMBED_TOKENS_TENSOR: np.ascontiguousarray(view.read().astype(dtype, copy=False))
+        }
     path = folder / EMBED_TOKENS_FILE
     save_file(tensors, path)
     path.chmod(0o644)  # safetensors writes for the owner alone; a bundle is copied and shared
-
-
-def _embedding_dtype(
-    model: FamilyModel, view: TensorView, precision: GraphPrecision
-) -> np.dtype[Any]:
-    wide = np.dtype(precision.dtype)
-    if precision.embeddings in ("fp16", "bf16"):
-        return np.dtype(DTYPES[precision.embeddings])
-    is_narrower = view.dtype.itemsize < wide.itemsize
-    is_open = precision.embeddings is None and not is_shared(model, precision)
-    return view.dtype if is_open and is_narrower else wide
 
 
 def _check_sharing(model: FamilyModel, precision: GraphPrecision) -> None:
@@ -85,14 +69,15 @@ def _check_sharing(model: FamilyModel, precision: GraphPrecision) -> None:
 
 
 def project_to_vocabulary(
-    g: GraphBuilder, normed: ir.Value, folder: Path, model: FamilyModel
+    g: GraphBuilder, normed: ir.Value, folder: Path | None, model: FamilyModel
 ) -> ir.Value:
     """Write the head's product of ``normed`` [B, D] with all words: [B, V].
 
     Args:
         g: the last segment's graph.
         normed: of the last position.
-        folder: the bundle that is being written; a tied head refers to its embeddings.
+        folder: the bundle that is being written; a tied head refers to its embeddings. None in
+            a plan, of which nothing is written.
         model: the checkpoint.
     """
     form = g.precision.head
@@ -116,17 +101,39 @@ def is_shared(model: FamilyModel, precision: GraphPrecision) -> bool:
     return model.text.tie_word_embeddings and precision.head == "float"
 
 
-def _head_weight(g: GraphBuilder, folder: Path, model: FamilyModel) -> ir.Value:
+def embeddings_dtype(model: FamilyModel, precision: GraphPrecision) -> np.dtype[Any]:
+    """Return the type of the embeddings in a bundle; int8 has a scale for each row beside it.
+
+    Unless ``precision`` says otherwise it is that of the decoder's activations, or the
+    checkpoint's own where that is narrower and no head shares them: rows are widened as they are
+    looked up.
+
+    Raises:
+        RecipeError: if a tied head of another type shares them.
+    """
+    _check_sharing(model, precision)
+    if precision.embeddings == "int8":
+        return np.dtype(np.int8)
+    if precision.embeddings in ("fp16", "bf16"):
+        return np.dtype(DTYPES[precision.embeddings])
+    wide = np.dtype(precision.dtype)
+    shape = (model.text.vocab_size, model.text.hidden_size)
+    source = model.weights.tensor(EMBEDDINGS, shape=shape).dtype
+    is_open = precision.embeddings is None and not is_shared(model, precision)
+    return source if is_open and source.itemsize < wide.itemsize else wide
+
+
+def _head_weight(g: GraphBuilder, folder: Path | None, model: FamilyModel) -> ir.Value:
     """Return the head's weight [V, D]: its own tensor, or the embeddings file's when tied."""
     shape = (model.text.vocab_size, model.text.hidden_size)
     if not model.text.tie_word_embeddings:
         return g.weight(HEAD, shape=shape)
-    path = folder / EMBED_TOKENS_FILE
-    view = read_tensors(path)[EMBED_TOKENS_TENSOR]
+    path = (folder or Path()) / EMBED_TOKENS_FILE
+    view = None if folder is None else read_tensors(path)[EMBED_TOKENS_TENSOR]
     tensor = ir.ExternalTensor(
         path.name,
-        view.offset,
-        view.nbytes,
+        None if view is None else view.offset,
+        None if view is None else view.nbytes,
         IR_DTYPES[g.dtype],
         shape=ir.Shape(shape),
         name=HEAD,
