@@ -37,7 +37,8 @@ def create_backend(
         bundle: whose engines, for a backend that runs engines; ONNX Runtime learns from it how
             rows attend to one another.
         target: which of its engines; None takes the only ones there are.
-        num_threads: of one graph run on the CPU; None lets the backend choose.
+        num_threads: of one graph run on the CPU; None is one for each physical core that the
+            process may use.
         cuda_graphs: whether decode steps of engines may be captured as CUDA graphs.
 
     Raises:

@@ -68,11 +68,13 @@ class Backend(ABC):
         name: as users write it: ``onnxruntime``, ``fake``.
         device: where tensors lie: ``cpu``, ``cuda``.
         num_threads: of one graph run, where it was asked for; None is the backend's own choice.
+        opens_in_parallel: whether several threads may open graphs at once.
     """
 
     name: str
     device: str
     num_threads: int | None = None
+    opens_in_parallel: bool = False
 
     @property
     def notes(self) -> tuple[str, ...]:

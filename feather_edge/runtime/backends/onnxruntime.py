@@ -15,6 +15,7 @@ import numpy as np
 from feather_edge.errors import BackendError
 from feather_edge.runtime.backends._causal_caches import with_caches_in_place
 from feather_edge.runtime.backends.base import Backend, Graph, Tensor
+from feather_edge.runtime.threads import default_num_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +31,8 @@ class OnnxRuntimeBackend(Backend):
 
     Args:
         device: ``cpu`` or ``cuda``; None takes CUDA when the installed package has it.
-        num_threads: of one graph run on the CPU; None lets ONNX Runtime choose.
+        num_threads: of one graph run on the CPU; None is one for each physical core that the
+            process may use.
         causal_heads: query heads of the decoder, if its prompts are causal: on the CPU its caches
             are then kept in place. None runs every graph as it is.
 
@@ -111,7 +113,7 @@ class OnnxRuntimeBackend(Backend):
     def _new_options(self) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = self.num_threads or 0
+        options.intra_op_num_threads = self.num_threads or default_num_threads()
         # Each graph has a pool of its own; waiting threads that spin would starve the next graph.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return options
