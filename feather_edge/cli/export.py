@@ -79,5 +79,5 @@ def command(
         recipe_in_force = bundle.manifest.recipe
         emit_json({"bundle": str(output), "num_bytes": num_bytes, "recipe": recipe_in_force})
     else:
-        stages = ", ".join(map(str, bundle.schedule.stages)) or "none"
-        click.echo(f"{output}: {num_bytes / 2**20:.1f} MiB, prunes before layers: {stages}")
+        layers = ", ".join(map(str, bundle.schedule.stages)) or "none"
+        click.echo(f"{output}: {num_bytes / 2**20:.1f} MiB, prunes before layers: {layers}")

@@ -12,12 +12,12 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from feather_edge.bundle import Bundle
-from feather_edge.errors import BackendError, BundleError, RequestError
+from feather_edge.errors import BackendError, FeatherEdgeError, RequestError
 from feather_edge.images import load_image
 from feather_edge.pruning import Layout, Pruning, criterion
 from feather_edge.pruning.pre_criteria import require_pre_criterion
@@ -26,6 +26,7 @@ from feather_edge.runtime.backends import Backend, create_backend
 from feather_edge.runtime.calibration import Deadlines
 from feather_edge.runtime.decoder import DecoderChain
 from feather_edge.runtime.embeddings import Embeddings
+from feather_edge.runtime.graph_loading import OpeningGraphs
 from feather_edge.runtime.memory import peak_rss_mib
 from feather_edge.runtime.prompt import PromptFormatter
 from feather_edge.runtime.receipt import verification
@@ -35,13 +36,13 @@ from feather_edge.runtime.result import Result, Token
 from feather_edge.runtime.sampling import Sampler, Sampling
 from feather_edge.runtime.spans import place_spans, prompt_layout
 from feather_edge.runtime.timing import Stopwatch
+from feather_edge.runtime.vision import VisionEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
-    from numpy.typing import NDArray
     from PIL import Image
     from typing_extensions import Self
 
@@ -66,11 +67,13 @@ class Session:
         bundle: what was opened.
         pruning: what a request that asks for nothing else gets: the bundle's recipe.
         last_result: the record of the answer that finished last, in whichever thread.
-        load_ms: how long it took to open.
+        load_ms: how long it took to open; of a lazy session, until requests could be asked.
         verification: whether ``feather-edge verify`` compared what runs here.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: Backend, *, cache_images: int = 0, lazy: bool = False
+    ) -> None:
         start_s = time.perf_counter()
         manifest = bundle.manifest
         self.bundle = bundle
@@ -81,12 +84,16 @@ class Session:
         self._prompt = PromptFormatter.open(
             bundle.path, image_token_id=manifest.image.token_id, form=manifest.prompt
         )
-        vision, *decoders = (
-            backend.open(bundle.path / graph.file, graph)
-            for graph in (bundle.vision_encoder, *bundle.decoders)
-        )
-        self._vision, self._decoders = vision, decoders
-        self._embeddings = Embeddings.open(bundle)
+        self._graphs = OpeningGraphs(bundle, backend)
+        self._vision = VisionEncoder(bundle, backend, cache_images=cache_images)
+        try:
+            self._embeddings = Embeddings.open(bundle)
+            if not lazy:
+                self._graphs.vision()
+                self._graphs.decoders()
+        except FeatherEdgeError:
+            self._graphs.close()
+            raise
         self._deadlines = Deadlines(bundle, backend)
         self._lock = threading.Lock()
         self._is_open = True
@@ -101,6 +108,8 @@ class Session:
         target: str | None = None,
         num_threads: int | None = None,
         cuda_graphs: bool = True,
+        cache_images: int = 0,
+        lazy: bool = False,
     ) -> Session:
         """Open a bundle.
 
@@ -109,15 +118,23 @@ class Session:
             backend: a backend's name, or one of your own.
             target: whose engines a TensorRT backend runs, as ``agx-orin-64gb``; None takes those
                 of the only target there is.
-            num_threads: of one graph run on the CPU; None lets the backend choose.
+            num_threads: of one graph run on the CPU; None is one for each physical core that the
+                process may use.
             cuda_graphs: whether TensorRT's decode steps may be captured as CUDA graphs, which
                 happens where KV caches are updated in place; ``notes`` say why not.
+            cache_images: pictures whose visual tokens are kept, the most recently used ones, so
+                that the vision encoder does not run for them again; 0 keeps none.
+            lazy: return while graphs still open; a request waits for those that it runs, and
+                raises their errors.
 
         Raises:
+            RequestError: if ``cache_images`` is less than 0.
             BundleError: if the folder is no valid bundle.
             BackendError: if the backend is missing or cannot load a graph.
         """
         start_s = time.perf_counter()
+        if cache_images < 0:
+            raise RequestError(f"cache_images is {cache_images}; it must be 0 or more")
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if isinstance(backend, str):
             backend = create_backend(
@@ -127,7 +144,7 @@ class Session:
             given = [f"target {target}"] if target is not None else []
             given += [f"num_threads {num_threads}"] if num_threads is not None else ["cuda_graphs"]
             raise BackendError(f"{given[0]} goes with a backend's name, not with your own")
-        session = cls(opened, backend)
+        session = cls(opened, backend, cache_images=cache_images, lazy=lazy)
         session.load_ms = (time.perf_counter() - start_s) * 1e3
         return session
 
@@ -161,8 +178,8 @@ class Session:
         with self._lock:
             if self._is_open:
                 self._is_open = False
-                self._decoders = []
-                del self._vision, self._embeddings, self._backend
+                self._graphs.close()
+                del self._graphs, self._vision, self._embeddings, self._backend
 
     def generate(
         self,
@@ -233,7 +250,7 @@ class Session:
             asked = deadline.rung.pruning if deadline else pruning or self.pruning
         # 2. Visual tokens [V, D], and further planes of them where the decoder adds such.
         with self._turn(), watch.stage("vision"):
-            features, *deep = self._encode_images(prepared)
+            features, *deep = self._vision(self._graphs.vision(), prepared)
         # 3. Splice them into the prompt's embeddings; 4. run the segments, pruning in between.
         with self._turn(), watch.stage("prefill"):
             embeds = self._embeddings[encoded.prompt_ids]  # [S, D]
@@ -309,36 +326,6 @@ class Session:
             )
         return requested
 
-    def _encode_images(self, prepared: PreparedImages) -> NDArray[Any]:
-        """Return the vision graph's outputs, one row for each placeholder, [outputs, V, D]."""
-        spec = self.bundle.vision_encoder
-        shape = (len(spec.outputs), 0, self.bundle.manifest.decoder.hidden_size)
-        parts = [np.empty(shape, spec.outputs[0].dtype)]
-        for call in prepared.calls:
-            if call.keys() != {tensor.name for tensor in spec.inputs}:
-                raise BundleError(
-                    f"{spec.name} takes {', '.join(t.name for t in spec.inputs)}, but pictures "
-                    f"give {', '.join(call)}; export the bundle again"
-                )
-            inputs = {
-                tensor.name: self._backend.upload(
-                    np.ascontiguousarray(call[tensor.name], dtype=tensor.dtype)
-                )
-                for tensor in spec.inputs
-            }
-            outputs = self._vision.run(inputs)
-            parts.append(np.stack([self._backend.download(outputs[t.name]) for t in spec.outputs]))
-        features = np.concatenate(parts, axis=1)
-        if prepared.arrange is None or features.shape[1] == 1:  # a fake's row, for all of them
-            return features
-        try:
-            return np.stack([prepared.arrange(output) for output in features])
-        except IndexError as error:
-            raise BundleError(
-                f"{spec.name} gives {features.shape[1]} rows of features, fewer than the tiles of "
-                f"the manifest need; export the bundle again"
-            ) from error
-
     def _begin(
         self, layout: Layout, pruning: Pruning, watch: Stopwatch, max_new_tokens: int
     ) -> Run:
@@ -350,7 +337,7 @@ class Session:
         if reason and (layout.is_protected | layout.is_forbidden).any():
             raise RequestError(f"regions have no effect, since {reason}; prune, or leave them out")
         chain = DecoderChain(
-            self._decoders,
+            self._graphs.decoders(),
             self.bundle.manifest,
             schedule,
             self._backend,

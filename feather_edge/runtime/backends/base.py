@@ -69,12 +69,14 @@ class Backend(ABC):
         device: where tensors lie: ``cpu``, ``cuda``.
         num_threads: of one graph run, where it was asked for; None is the backend's own choice.
         target: whose engines it runs; None where it runs graphs.
+        opens_in_parallel: whether several threads may open graphs at once.
     """
 
     name: str
     device: str
     num_threads: int | None = None
     target: str | None = None
+    opens_in_parallel: bool = False
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from feather_edge.errors import BackendError
 from feather_edge.runtime.backends.base import Backend, Graph, Tensor
+from feather_edge.runtime.threads import default_num_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,13 +31,15 @@ class OpenVinoBackend(Backend):
     """Runs graphs with OpenVINO on the CPU.
 
     Args:
-        num_threads: of one graph run; None lets OpenVINO choose.
+        num_threads: of one graph run; None is one for each physical core that the process may
+            use.
 
     Raises:
         BackendError: if openvino is not installed.
     """
 
     name = "openvino"
+    opens_in_parallel = True
     device = "cpu"
 
     def __init__(self, *, num_threads: int | None = None) -> None:
@@ -51,14 +54,14 @@ class OpenVinoBackend(Backend):
         self._core = openvino.Core()
         self._core.add_extension(ConversionExtension(*PRUNE_OP, _top_k_uniform_gather))
         self.num_threads = num_threads
-        self._threads = {} if num_threads is None else {"INFERENCE_NUM_THREADS": num_threads}
+        self._num_threads = num_threads or default_num_threads()
 
     def open(self, file: Path, spec: GraphSpec) -> Graph:
         """See ``Backend.open``."""
         hints = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": PRECISIONS[spec.inputs[0].dtype],
-            **self._threads,
+            "INFERENCE_NUM_THREADS": self._num_threads,
         }
         try:
             compiled = self._core.compile_model(self._core.read_model(file), "CPU", hints)
