@@ -33,7 +33,8 @@ def create_backend(
     """Return the backend called ``name``.
 
     Args:
-        name: one of ``BACKEND_NAMES``; ``auto`` runs the ONNX graphs themselves.
+        name: one of ``BACKEND_NAMES``; ``auto`` is what ``feather-edge tune`` has measured to
+            run the bundle's graphs fastest here, and onnxruntime where it has not.
         bundle: whose engines, for a backend that runs engines; ONNX Runtime learns from it how
             rows attend to one another.
         target: which of its engines; None takes the only ones there are.
@@ -68,6 +69,8 @@ def create_backend(
             f"CUDA graphs are of engines, and backend {name} runs ONNX graphs without them; "
             f"choose {' or '.join(ENGINE_BACKENDS)}, or leave the option out"
         )
+    if name == "auto" and bundle is not None:
+        return _measured_fastest(bundle, num_threads=num_threads)
     if name == "openvino":
         from feather_edge.runtime.backends.openvino import OpenVinoBackend
 
@@ -75,6 +78,19 @@ def create_backend(
     from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(num_threads=num_threads, causal_heads=_causal_heads(bundle))
+
+
+def _measured_fastest(bundle: Bundle, *, num_threads: int | None) -> Backend:
+    from feather_edge.runtime.backend_choice import choose_backend
+    from feather_edge.runtime.fingerprint import Fingerprint, fingerprint
+
+    def here(name: str) -> Fingerprint:
+        return fingerprint(bundle, create_backend(name, bundle, num_threads=num_threads))
+
+    name, choice = choose_backend(bundle.path, here)
+    backend = create_backend(name, bundle, num_threads=num_threads)
+    backend.choice = choice
+    return backend
 
 
 def _causal_heads(bundle: Bundle | None) -> int | None:
