@@ -70,7 +70,7 @@ class BackendTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 def choose_backend(folder: Path, here: Callable[[str], Fingerprint]) -> tuple[str, str | None]:
-    """Return which backend ``auto`` is for a bundle, and why; no reason where nothing was measured.
+    """Return which backend ``auto`` is for a bundle, and why; no reason without a table.
 
     Args:
         folder: of the bundle.

@@ -29,6 +29,7 @@ def create_backend(
     target: str | None = None,
     num_threads: int | None = None,
     cuda_graphs: bool = True,
+    share_weights: bool = False,
 ) -> Backend:
     """Return the backend called ``name``.
 
@@ -41,6 +42,7 @@ def create_backend(
         num_threads: of one graph run on the CPU; None is one for each physical core that the
             process may use.
         cuda_graphs: whether decode steps of engines may be captured as CUDA graphs.
+        share_weights: leave ONNX Runtime's weights in files that sessions and processes share.
 
     Raises:
         BackendError: if the name is unknown, the backend's package is not installed, or the
@@ -48,6 +50,11 @@ def create_backend(
     """
     if name not in BACKEND_NAMES:
         raise BackendError(f"backend {name!r} is unknown; choose {', '.join(BACKEND_NAMES)}")
+    if share_weights and name not in ("auto", "onnxruntime"):
+        raise BackendError(
+            f"weights are shared by onnxruntime, and backend {name} makes copies of its own; "
+            f"choose onnxruntime, or leave share_weights out"
+        )
     if name in ENGINE_BACKENDS:
         if bundle is None:
             raise BackendError(f"backend {name} runs the engines of a bundle; give the bundle")
@@ -69,7 +76,7 @@ def create_backend(
             f"CUDA graphs are of engines, and backend {name} runs ONNX graphs without them; "
             f"choose {' or '.join(ENGINE_BACKENDS)}, or leave the option out"
         )
-    if name == "auto" and bundle is not None:
+    if name == "auto" and bundle is not None and not share_weights:
         return _measured_fastest(bundle, num_threads=num_threads)
     if name == "openvino":
         from feather_edge.runtime.backends.openvino import OpenVinoBackend
@@ -77,7 +84,11 @@ def create_backend(
         return OpenVinoBackend(num_threads=num_threads)
     from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(num_threads=num_threads, causal_heads=_causal_heads(bundle))
+    return OnnxRuntimeBackend(
+        num_threads=num_threads,
+        causal_heads=_causal_heads(bundle),
+        share_weights=share_weights,
+    )
 
 
 def _measured_fastest(bundle: Bundle, *, num_threads: int | None) -> Backend:

@@ -94,8 +94,8 @@ def test_a_stale_table_is_told_and_not_trusted(bundle: Bundle) -> None:
     assert backend.notes == (
         (
             f"backend onnxruntime, since {file} does not hold here: it was measured with machine "
-            f"another machine, and here it is {here.machine}; measure again with: feather-edge tune "
-            f"bundle --budget-ttft-ms 5"
+            f"another machine, and here it is {here.machine}; measure again with: "
+            f"feather-edge tune bundle --budget-ttft-ms 5"
         ),
     )
 
