@@ -106,7 +106,7 @@ def describe(bundle: Bundle, *, prompt_tokens: int | None = None) -> BundleRepor
             _graph_report(bundle, spec, span)
             for spec, span in zip(manifest.graphs, layers, strict=True)
         ),
-        prefill=_prefill_report(bundle, prompt_tokens or DEFAULT_TEXT_TOKENS),
+        prefill=prefill_report(bundle, prompt_tokens or DEFAULT_TEXT_TOKENS),
         files={name: record.num_bytes for name, record in manifest.files.items()},
     )
 
@@ -137,7 +137,8 @@ def _form_report(form: GraphForm, model: ir.Model) -> FormReport:
     )
 
 
-def _prefill_report(bundle: Bundle, num_text: int) -> PrefillReport:
+def prefill_report(bundle: Bundle, num_text: int = DEFAULT_TEXT_TOKENS) -> PrefillReport:
+    """Return what a prefill of one image beside ``num_text`` text tokens costs."""
     shape = bundle.manifest.decoder
     layout = typical_layout(bundle.manifest, num_text_tokens=num_text)
     total = layout.num_visual_tokens

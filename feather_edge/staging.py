@@ -56,6 +56,11 @@ class Unfinished:
     destination: Path
     staging: Path
 
+    @classmethod
+    def of(cls, destination: Path) -> Unfinished:
+        """Return what is in the making for ``destination``, to be looked at."""
+        return cls(destination=destination, staging=_beside(destination, "unfinished"))
+
     @property
     def is_begun(self) -> bool:
         """Whether something was done that is not at the destination yet."""
@@ -65,6 +70,11 @@ class Unfinished:
     def folder(self) -> Path:
         """Where the bundle is now; it need not exist."""
         return self.staging if self.is_begun else self.destination
+
+    @property
+    def remark(self) -> str:
+        """What to add to an error, so that it tells the way on; empty where nothing was done."""
+        return f"; {self.staging} has what was done, go on with the same command" * self.is_begun
 
     def begin(self) -> Path:
         """Return the folder to change: a copy of the bundle at the destination, if there is one.
@@ -95,16 +105,13 @@ def unfinished_bundle(destination: Path) -> Iterator[Unfinished]:
     """
     if _is_something_else(destination):
         raise BundleError(f"{destination} exists and is not a bundle; choose another output")
-    staging = _beside(destination, "unfinished")
-    with exclusive(destination), exclusive(staging):
-        unfinished = Unfinished(destination=destination, staging=staging)
+    unfinished = Unfinished.of(destination)
+    with exclusive(destination), exclusive(unfinished.staging):
         try:
             yield unfinished
         except OSError as error:
-            kept = f"; {staging} has what was done, go on with the same command"
             raise BundleError(
-                f"cannot write {destination}: {error.strerror or error}"
-                f"{kept if unfinished.is_begun else ''}"
+                f"cannot write {destination}: {error.strerror or error}{unfinished.remark}"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Builds one engine in a process of its own: ``python -m feather_edge.engines._worker JOB PARENT``.
+"""Builds one engine in a process of its own: ``-m feather_edge.engines._worker JOB PARENT``.
 
 Standard output carries one JSON line per step of progress; everything that TensorRT prints, from
 wherever, goes to standard error, which the parent keeps as the log. ``--describe BACKEND`` prints

@@ -1,0 +1,104 @@
+"""What a deployment came to: one document for machines, rows of a table for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from feather_edge.deploy.state import StageName, StageStatus
+from feather_edge.deploy.web_page import PAGE_FILE
+
+if TYPE_CHECKING:
+    from feather_edge.deploy.ledger import Ledger
+
+__all__ = ["COLUMNS", "DeployReport", "StageReport", "describe", "table_rows"]
+
+COLUMNS = ("stage", "", "seconds", "peak MiB", "outcome")
+WORDS = {"done": "done", "to-do": "on the device", "not-needed": "not needed"}
+
+
+class StageReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One stage; fields are those of ``StageRecord`` and ``Cost``.
+
+    Attributes:
+        is_new: whether it was done by this call; False where it was up to date.
+    """
+
+    name: StageName
+    status: StageStatus
+    is_new: bool
+    summary: str
+    reason: str | None
+    seconds: float
+    peak_rss_mib: float
+    result: dict[str, Any]
+
+
+class DeployReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything ``feather-edge deploy`` prints.
+
+    Attributes:
+        bundle: its folder.
+        checkpoint: as it was asked for.
+        target: its name.
+        backend: what runs there.
+        is_complete: whether nothing is left to do on the target.
+        next_command: what to type there, with the bundle copied; None if it is complete.
+        page: the report for a browser.
+        stages: in their order.
+        bench: what ``feather-edge bench --json`` prints; None before the target was measured.
+    """
+
+    bundle: str
+    checkpoint: str
+    target: str
+    backend: str
+    is_complete: bool
+    next_command: str | None
+    page: str
+    stages: tuple[StageReport, ...]
+    bench: dict[str, Any] | None
+
+
+def describe(ledger: Ledger) -> DeployReport:
+    """Return what a ledger says."""
+    deployment, costs = ledger.deployment, ledger.measured.stages
+    to_do = [record.name for record in ledger.state.stages if record.status == "to-do"]
+    return DeployReport(
+        bundle=str(deployment.output),
+        checkpoint=deployment.checkpoint,
+        target=deployment.target.name,
+        backend=deployment.target.backend,
+        is_complete=not to_do,
+        next_command=deployment.command(from_stage=to_do[0]) if to_do else None,
+        page=str(deployment.output / PAGE_FILE),
+        stages=tuple(
+            StageReport(
+                name=record.name,
+                status=record.status,
+                is_new=record.name in ledger.new,
+                summary=record.summary,
+                reason=record.reason,
+                seconds=costs[record.name].seconds,
+                peak_rss_mib=costs[record.name].peak_rss_mib,
+                result=record.result,
+            )
+            for record in ledger.state.stages
+        ),
+        bench=ledger.measured.bench,
+    )
+
+
+def table_rows(report: DeployReport) -> list[tuple[str | float, ...]]:
+    """Return a row for each stage."""
+    return [
+        (
+            stage.name,
+            WORDS[stage.status] if stage.is_new or stage.status != "done" else "up to date",
+            stage.seconds,
+            round(stage.peak_rss_mib),
+            stage.summary,
+        )
+        for stage in report.stages
+    ]

@@ -1,0 +1,272 @@
+"""The stages of the chain: what each depends on, what it does, and how it leaves word of it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from feather_edge import __version__
+from feather_edge.bench import Settings, benchmark, scene_requests
+from feather_edge.bundle import Bundle
+from feather_edge.checkpoint.identity import checkpoint_identity
+from feather_edge.deploy.deployment import Outcome, Stage
+from feather_edge.deploy.pictures import draw_kept_tokens
+from feather_edge.engine_record import read_record
+from feather_edge.engines.build import build_engines
+from feather_edge.engines.plan import expected_environment, plan_engines
+from feather_edge.engines.process import describe_environment
+from feather_edge.engines.record import file_hash
+from feather_edge.errors import BackendError, BundleError
+from feather_edge.export.pipeline import export
+from feather_edge.platform_facts import package_version
+from feather_edge.runtime.backends import create_backend
+from feather_edge.runtime.fingerprint import fingerprint
+from feather_edge.runtime.session import default_pruning
+from feather_edge.verify import verify
+
+if TYPE_CHECKING:
+    from feather_edge.deploy.deployment import Work
+    from feather_edge.deploy.target import Target
+    from feather_edge.evaluate.parity_report import VerifyReport
+
+__all__ = ["BENCH", "BUILD_ENGINE", "CHAIN", "EXPORT", "FIT", "VERIFY"]
+
+
+# -- fit ---------------------------------------------------------------------------------------
+
+
+def _fit_inputs(work: Work) -> dict[str, str]:
+    return {**_export_inputs(work), "target": _hash(work.target.engines)}
+
+
+def _fit(work: Work) -> Outcome:
+    return Outcome(summary="fits")
+
+
+# -- export ------------------------------------------------------------------------------------
+
+
+def _export_inputs(work: Work) -> dict[str, str]:
+    return {
+        "checkpoint": checkpoint_identity(work.deployment.checkpoint_folder),
+        "recipe": _hash(work.deployment.recipe),
+        "feather-edge": __version__,
+        "onnx-ir": str(package_version("onnx-ir")),
+    }
+
+
+def _export(work: Work) -> Outcome:
+    bundle = export(
+        work.deployment.checkpoint_folder,
+        work.folder,
+        work.deployment.recipe,
+        force=True,
+        on_progress=lambda label, num_done_bytes, num_total_bytes: work.watch.on_step(
+            label, num_done_bytes, num_total_bytes
+        ),
+    )
+    manifest = bundle.manifest
+    num_bytes = sum(record.num_bytes for record in manifest.files.values())
+    stages = ", ".join(map(str, bundle.schedule.stages)) or "none"
+    return Outcome(
+        summary=(
+            f"{num_bytes / 2**20:.1f} MiB in {len(manifest.graphs)} graphs, "
+            f"{manifest.recipe.precision}, prunes before layers: {stages}"
+        ),
+        result={"manifest_sha256": manifest.sha256, "num_bytes": num_bytes},
+    )
+
+
+def _is_exported(work: Work) -> bool:
+    try:
+        found = Bundle.open(work.folder).manifest.sha256
+    except BundleError:
+        return False
+    return bool(found == work.result("export")["manifest_sha256"])
+
+
+# -- build-engine ------------------------------------------------------------------------------
+
+
+def _build_inputs(work: Work) -> dict[str, str]:
+    target, plugin = work.target, work.deployment.plugin
+    if target.engines is None:
+        return {"target": target.name}
+    inputs = {
+        "bundle": Bundle.open(work.folder).manifest.sha256,
+        "feather-edge": __version__,
+        "target": _hash(target.engines),
+        "plugin": "none" if plugin is None else file_hash(plugin),
+        "this machine": str(target.obstacle),
+    }
+    if target.builds_here:
+        inputs["TensorRT"] = _hash(describe_environment(target.engines.backend))
+    return inputs
+
+
+def _build(work: Work) -> Outcome:
+    target = work.target
+    if target.engines is None:
+        return Outcome(
+            summary=f"{target.backend} runs the graphs as they are",
+            status="not-needed",
+            reason=f"target {target.name} has no engines",
+        )
+    if not target.builds_here:
+        return Outcome(
+            summary=f"engines of {target.backend} are built on the device",
+            status="to-do",
+            reason=target.obstacle,
+        )
+    report = build_engines(
+        Bundle.open(work.folder),
+        target.engines,
+        target=target.name,
+        plugin=work.deployment.plugin,
+        on_phase=lambda graph, phase, num_done, num_steps: work.watch.on_step(
+            f"{graph}: {phase}", num_done, num_steps
+        ),
+    )
+    num_bytes = sum(engine.bytes for engine in report.engines)
+    return Outcome(
+        summary=(
+            f"{len(report.engines)} engines of {report.backend} {report.tensorrt_version}, "
+            f"{num_bytes / 2**20:.1f} MiB"
+        ),
+        result={
+            "tensorrt_version": report.tensorrt_version,
+            "notes": list(report.notes),
+            "opsets": {engine.graph: engine.opset for engine in report.engines},
+        },
+        peak_rss_mib=max(engine.peak_rss_mib for engine in report.engines),
+    )
+
+
+def _is_built(work: Work) -> bool:
+    target = work.target
+    if target.engines is None or not target.builds_here:
+        return True
+    try:
+        for graph in Bundle.open(work.folder).manifest.graphs:
+            read_record(work.folder, target.name, graph.name)
+    except BackendError:
+        return False
+    return True
+
+
+# -- verify ------------------------------------------------------------------------------------
+
+
+def _verify(work: Work) -> Outcome:
+    target, bundle = work.target, Bundle.open(work.folder)
+    report = _compared(work, bundle)
+    report.check()
+    pictures = draw_kept_tokens(bundle, backend=_backend_here(target), target=_target_here(target))
+    least = min((tensor.cosine for tensor in report.tensors), default=1.0)
+    equal = sum(answer.num_equal_tokens for answer in report.answers)
+    total = sum(answer.num_tokens for answer in report.answers)
+    named = msgspec.structs.replace(report, bundle=work.deployment.output.name)
+    return Outcome(
+        summary=f"{report.tested}: cosine {least:.6f} or more, {equal} of {total} tokens equal",
+        status="done" if target.obstacle is None else "to-do",
+        reason=target.obstacle,
+        result={"parity": msgspec.to_builtins(named), "pictures": pictures},
+    )
+
+
+def _has_pictures(work: Work) -> bool:
+    rows = work.result("verify")["pictures"]
+    return all((work.folder / picture["file"]).is_file() for row in rows for picture in row)
+
+
+def _compared(work: Work, bundle: Bundle) -> VerifyReport:
+    """Compare what runs on the target; elsewhere, the form of the graphs it is built from."""
+    target = work.target
+    if target.obstacle is None:
+        name = None if target.engines is None else target.name
+        return verify(bundle, backend=target.backend, target=name)
+    assert target.engines is not None  # noqa: S101 - only engines have an obstacle
+    plans = plan_engines(
+        bundle,
+        target.engines,
+        expected_environment(target.engines),
+        target=target.name,
+        plugin=work.deployment.plugin,
+    )
+    return verify(bundle, backend="onnxruntime", opset=plans[0].record.opset)
+
+
+# -- bench -------------------------------------------------------------------------------------
+
+
+def _bench_inputs(work: Work) -> dict[str, str]:
+    rounds = {"warmup": str(work.deployment.warmup), "repeat": str(work.deployment.repeat)}
+    return {**_run_inputs(work), **rounds}
+
+
+def _bench(work: Work) -> Outcome:
+    target = work.target
+    if target.obstacle is not None:
+        return Outcome(
+            summary=f"times of another machine say nothing about {target.name}",
+            status="to-do",
+            reason=target.obstacle,
+        )
+    bundle = Bundle.open(work.folder)
+    settings = Settings(
+        pruning=default_pruning(bundle),
+        backend=target.backend,
+        target=_target_here(target),
+        warmup=work.deployment.warmup,
+        repeat=work.deployment.repeat,
+    )
+    report = benchmark(
+        bundle,
+        scene_requests(seed=settings.pruning.seed),
+        settings,
+        on_progress=lambda num_done, num_total: work.watch.on_step(
+            "requests", num_done, num_total
+        ),
+    )
+    environment = msgspec.structs.replace(report.environment, bundle=work.deployment.output.name)
+    named = msgspec.structs.replace(report, environment=environment)
+    return Outcome(
+        summary=f"{work.deployment.repeat} rounds, unpruned and pruned in turn",
+        bench=msgspec.to_builtins(named),
+        peak_rss_mib=report.session.peak_rss_mib,
+    )
+
+
+# -- what several share ------------------------------------------------------------------------
+
+
+def _run_inputs(work: Work) -> dict[str, str]:
+    """Return what a run of the bundle depends on: bundle, engines, software and machine."""
+    target, bundle = work.target, Bundle.open(work.folder)
+    backend = create_backend(_backend_here(target), bundle, target=_target_here(target))
+    found: dict[str, Any] = msgspec.to_builtins(fingerprint(bundle, backend))
+    inputs = {name.replace("_", "-"): str(value) for name, value in found.items()}
+    return {**inputs, "target": target.name, "this machine": str(target.obstacle)}
+
+
+def _backend_here(target: Target) -> str:
+    return target.backend if target.obstacle is None else "onnxruntime"
+
+
+def _target_here(target: Target) -> str | None:
+    """Return whose engines run here, None where graphs do."""
+    return None if target.engines is None or target.obstacle is not None else target.name
+
+
+def _hash(struct: msgspec.Struct | None) -> str:
+    return hashlib.sha256(msgspec.json.encode(struct)).hexdigest()
+
+
+FIT = Stage(name="fit", inputs=_fit_inputs, run=_fit)
+EXPORT = Stage(name="export", inputs=_export_inputs, run=_export, is_intact=_is_exported)
+BUILD_ENGINE = Stage(name="build-engine", inputs=_build_inputs, run=_build, is_intact=_is_built)
+VERIFY = Stage(name="verify", inputs=_run_inputs, run=_verify, is_intact=_has_pictures)
+BENCH = Stage(name="bench", inputs=_bench_inputs, run=_bench)
+CHAIN = (FIT, EXPORT, BUILD_ENGINE, VERIFY, BENCH)

@@ -1,0 +1,152 @@
+"""``report.html``: a deployment on one page, with nothing that a browser would have to fetch."""
+
+from __future__ import annotations
+
+import base64
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import msgspec
+
+from feather_edge import __version__
+from feather_edge.bench import table
+from feather_edge.bench.plot import parts
+from feather_edge.bench.report import Report
+from feather_edge.bundle import Bundle
+from feather_edge.deploy.figures import bar_chart, step_chart
+from feather_edge.errors import RequestError
+from feather_edge.evaluate.parity_report import VerifyReport
+from feather_edge.inspection import prefill_report
+from feather_edge.staging import write_whole
+
+if TYPE_CHECKING:
+    from feather_edge.deploy.report import DeployReport
+
+__all__ = ["PAGE_FILE", "copy_page", "render", "write_page"]
+
+PAGE_FILE = "report.html"
+TEMPLATE = "report.html.jinja"
+
+
+def write_page(folder: Path, report: DeployReport) -> None:
+    """Write the page into a bundle folder."""
+    write_whole(folder / PAGE_FILE, render(folder, report).encode())
+
+
+def copy_page(bundle: Path, page: Path) -> None:
+    """Copy the page out of a bundle.
+
+    Raises:
+        RequestError: if it cannot be written there.
+    """
+    try:
+        write_whole(page, (bundle / PAGE_FILE).read_bytes())
+    except OSError as error:
+        raise RequestError(
+            f"report {page} cannot be written: {error.strerror or error}; it is in {bundle}"
+        ) from error
+
+
+def render(folder: Path, report: DeployReport) -> str:
+    """Return the page of a report.
+
+    Args:
+        folder: of the bundle that the report is about.
+        report: what ``deploy`` came to.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    bundle = Bundle.open(folder)
+    stages = {stage.name: stage for stage in report.stages}
+    bench = None if report.bench is None else msgspec.convert(report.bench, Report)
+    parity = msgspec.convert(stages["verify"].result["parity"], VerifyReport)
+    return environment.get_template(TEMPLATE).render(
+        version=__version__,
+        report=report,
+        manifest=bundle.manifest,
+        stages=stages,
+        schedule=_schedule(bundle),
+        pictures=_pictures(folder, stages["verify"].result["pictures"]),
+        parity=parity,
+        parity_line=_parity_line(parity),
+        conditions=_conditions(bundle, bench),
+        bench=bench,
+        times=None if bench is None else _times(bench),
+    )
+
+
+def _schedule(bundle: Bundle) -> dict[str, Any]:
+    """Return how visual tokens fall along the layers, as a chart and in numbers."""
+    prefill = prefill_report(bundle)
+    counts = [segment.num_visual_tokens for segment in prefill.segments]
+    widths = [last - first + 1 for first, last in (s.layers for s in prefill.segments)]
+    return {
+        "prefill": prefill,
+        "counts": counts,
+        "chart": step_chart(widths, counts, most=prefill.num_visual_tokens),
+    }
+
+
+def _pictures(folder: Path, rows: list[list[dict[str, str]]]) -> list[list[dict[str, str]]]:
+    """Return the pictures of each scene with their pixels."""
+    return [
+        [
+            {
+                **picture,
+                "source": "data:image/png;base64,"
+                + base64.b64encode((folder / picture["file"]).read_bytes()).decode(),
+            }
+            for picture in row
+        ]
+        for row in rows
+    ]
+
+
+def _parity_line(parity: VerifyReport) -> dict[str, Any]:
+    """Return the least cosine, never rounded up to what it is not, and equal tokens."""
+    least = min((tensor.cosine for tensor in parity.tensors), default=1.0)
+    return {
+        "cosine": f"{math.floor(least * 1e5) / 1e5:.5f}",
+        "equal": sum(answer.num_equal_tokens for answer in parity.answers),
+        "total": sum(answer.num_tokens for answer in parity.answers),
+    }
+
+
+def _conditions(bundle: Bundle, bench: Report | None) -> list[tuple[str, str]]:
+    """Return what the page's numbers hold for."""
+    manifest = bundle.manifest
+    found = [
+        ("model", f"{manifest.source} ({manifest.model_type})"),
+        ("recipe", msgspec.json.encode(manifest.recipe).decode()),
+        ("manifest SHA-256", manifest.sha256),
+    ]
+    if bench is not None:
+        here = bench.environment
+        runtimes = ", ".join(f"{name} {version}" for name, version in here.runtimes.items())
+        found += [
+            ("machine", f"{here.machine}, {here.num_cores} cores, load {here.load_average:.2f}"),
+            ("system", f"{here.platform}, Python {here.python}, numpy {here.numpy}"),
+            ("runs on", f"{here.backend} on {here.device}; installed: {runtimes}"),
+            ("measured", here.measured_at),
+        ]
+    return found
+
+
+def _times(bench: Report) -> dict[str, Any]:
+    """Return where the time to the first token goes, and the medians as rows."""
+    summaries = {"unpruned": bench.unpruned, "pruned": bench.pruned}
+    bars = {name: parts(each) for name, each in summaries.items() if each is not None}
+    return {
+        "chart": bar_chart(bars),
+        "columns": table.COLUMNS,
+        "rows": table.table_rows(bench),
+        "headline": table.headline(bench),
+        "verdict": table.verdict(bench),
+    }
