@@ -105,7 +105,7 @@ class _Chain:
         work = self._work(unfinished.folder)
         inputs = stage.inputs(work)
         why = ledger.why_due(stage, inputs, work)
-        self._watch.on_stage(stage.name, "up to date" if why is None else why)
+        self._watch.on_stage(stage.name, "up to date" if why is None else f"runs, {why}")
         if why is None:
             return
         # An export makes a bundle of its own, so there is nothing to go on with.

@@ -18,6 +18,8 @@ __all__ = ["draw_kept_tokens"]
 
 PICTURE_FILE = "deploy/kept-tokens/{}-{}.png"
 PANEL_SIZE = 392
+MAX_NEW_TOKENS = 16
+"""An answer stands in a caption."""
 
 
 def draw_kept_tokens(
@@ -36,7 +38,9 @@ def draw_kept_tokens(
         none = dataclasses.replace(session.pruning, criterion="none", pre_criterion="none")
         for number, sample in enumerate(shipped_samples()):
             unpruned, result = (
-                session.generate(sample.image, sample.prompt, pruning=pruning)
+                session.generate(
+                    sample.image, sample.prompt, pruning=pruning, max_new_tokens=MAX_NEW_TOKENS
+                )
                 for pruning in (none, None)
             )
             panels = kept_panels(
