@@ -9,6 +9,7 @@
       tokenizer.json, tokenizer_config.json, chat_template.jinja ...
       engines/<target>/            what build-engine adds on a device; no part of the manifest
       calibration/<backend>-<device>.json    what tune measures on a device; likewise
+      verify.json                  what verify found, and of what; likewise
       deploy/, report.html         what deploy records of its stages; likewise
 
 A bundle appears whole or not at all: it is written beside its destination and renamed, see
@@ -37,6 +38,7 @@ from feather_edge.graphs import (
 from feather_edge.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
+    RECEIPT_FILE,
     BundleManifest,
     FileRecord,
     manifest_sha256,
@@ -50,8 +52,8 @@ HASHED_BYTES = 2**25
 """Files up to this size, which is all but the weights, are hashed whenever a bundle is opened."""
 
 MAX_MANIFEST_BYTES = 2**24
-UNLISTED = (MANIFEST_FILE, "engines", "calibration", "deploy", "report.html")
-"""What the manifest does not list: itself, and what commands add, which has records of its own."""
+UNLISTED = (MANIFEST_FILE, RECEIPT_FILE, "engines", "calibration", "deploy", "report.html")
+"""What the manifest does not list: itself, and what commands add, which has forms of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,20 @@ class Bundle:
     def embed_tokens_file(self) -> Path:
         """The safetensors file with the embeddings of the vocabulary."""
         return self.path / EMBED_TOKENS_FILE
+
+    def inside(self, name: str) -> Path:
+        """Return the path of a file of the bundle, which need not exist.
+
+        Raises:
+            BundleError: if it is not within the bundle, or a link leads it out.
+        """
+        path = self.path / name
+        if not _is_inside(path, self.path):
+            raise BundleError(
+                f"{path} leads out of the bundle, to {path.resolve()}; nothing outside it is "
+                f"opened, so remove the link"
+            )
+        return path
 
     def _graph(self, name: str) -> GraphSpec:
         return next(graph for graph in self.manifest.graphs if graph.name == name)

@@ -38,6 +38,7 @@ __all__ = [
     "graph_hash",
     "read_record",
     "rebuild_command",
+    "records_sha256",
 ]
 
 ProfileName = Literal["prefill", "decode", "both", "images"]
@@ -130,6 +131,13 @@ def engine_targets(bundle: Path) -> tuple[str, ...]:
     """Return the targets that a bundle has engines of, in alphabetical order."""
     found = (bundle / ENGINES_FOLDER).glob("*/*.engine")
     return tuple(sorted({file.parent.name for file in found}))
+
+
+def records_sha256(bundle: Path, *targets: str) -> str:
+    """Return one hash of the records of all engines of these targets."""
+    folders = (engine_folder(bundle, target) for target in targets)
+    files = [file for folder in folders for file in sorted(folder.glob("*.json"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def graph_hash(bundle: Bundle, spec: GraphSpec, form: GraphForm) -> str:

@@ -18,6 +18,7 @@ from feather_edge.recipes import ExportRecipe
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+RECEIPT_FILE = "verify.json"
 MAX_HEAD_DIM = 4096
 
 

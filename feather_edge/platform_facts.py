@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["PlatformFacts", "file_text", "package_version", "processor_name", "read_platform"]
+__all__ = [
+    "PlatformFacts", "file_text", "installed", "package_version", "processor_name",
+    "read_platform",
+]  # fmt: skip
 
 JETPACK_OF_L4T = {"35": "5", "36": "6", "38": "7"}
 """Major releases; only the package nvidia-jetpack tells the minor one."""
@@ -102,6 +105,12 @@ def package_version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def installed(packages: tuple[str, ...]) -> dict[str, str]:
+    """Return the versions of those of some Python packages that are installed."""
+    versions = {name: package_version(name) for name in packages}
+    return {name: version for name, version in versions.items() if version is not None}
 
 
 def _found(pattern: str, text: str | None) -> str | None:

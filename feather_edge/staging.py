@@ -44,7 +44,7 @@ def staging_folder(destination: Path, *, force: bool) -> Iterator[Path]:
             yield staging
             _replace(staging, destination)
         except OSError as error:
-            raise BundleError(f"cannot write {destination}: {error.strerror or error}") from error
+            raise BundleError(f"cannot write {destination}: {_cause(error)}") from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -111,7 +111,7 @@ def unfinished_bundle(destination: Path) -> Iterator[Unfinished]:
             yield unfinished
         except OSError as error:
             raise BundleError(
-                f"cannot write {destination}: {error.strerror or error}{unfinished.remark}"
+                f"cannot write {destination}: {_cause(error)}{unfinished.remark}"
             ) from error
 
 
@@ -119,8 +119,19 @@ def write_whole(file: Path, data: bytes) -> None:
     """Write a file so that it has all of ``data`` or is as it was, whatever happens meanwhile."""
     partial = file.with_name(f".{file.name}.partial")
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(data)
-    partial.replace(file)
+    try:
+        partial.write_bytes(data)
+        partial.replace(file)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _cause(error: OSError) -> str:
+    """Return why something could not be written, in the system's words where it has any."""
+    if error.errno is None:  # numpy's, of a file that took a part of an array
+        return f"no space left, or a quota is reached ({error})"
+    return error.strerror or str(error)
 
 
 def _link(source: str, target: str) -> None:

@@ -24,10 +24,12 @@ from feather_edge.evaluate.parity_report import (
     worst_samples,
 )
 from feather_edge.evaluate.recording import GraphRun, Recorder
+from feather_edge.platform_facts import installed
 from feather_edge.recipes.precision import is_dynamic
 from feather_edge.runtime.backend_names import ENGINE_BACKENDS
 from feather_edge.runtime.backends import create_backend
 from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from feather_edge.runtime.receipt import subject
 from feather_edge.runtime.session import Session
 from feather_edge.samples import shipped_samples
 
@@ -114,6 +116,9 @@ def verify(
         reference=f"onnxruntime with opset {reference}",
         lowest_cosine=lowest_cosine,
         lowest_overlap=LOWEST_OVERLAP if lowest_overlap is None else lowest_overlap,
+        subject=subject(bundle, tested),
+        form=opset,
+        versions=installed(("onnxruntime", "onnxruntime-gpu")),
         tensors=worst_samples(tensors),
         kept=tuple(kept),
         answers=answers,

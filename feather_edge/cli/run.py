@@ -74,5 +74,6 @@ def command(
         click.echo()
         if session.last_result and session.last_result.deadline:
             click.echo(session.last_result.deadline.reason, err=True)
+        click.echo(str(session.verification), err=True)
         for note in session.notes:
             click.echo(f"note: {note}", err=True)

@@ -52,6 +52,12 @@ from feather_edge.cli._precision_report import precision_report_options, run_pre
     help="Least share of the kept rows that a graph has in common with the reference.",
 )
 @click.option("--files", is_flag=True, help="Compare every file with its hash, nothing else.")
+@click.option(
+    "--receipt/--no-receipt",
+    "with_receipt",
+    default=True,
+    help="Write what was found into BUNDLE, as verify.json; run and doctor show it.",
+)
 @precision_report_options
 @json_option
 def command(
@@ -60,6 +66,7 @@ def command(
     image: Path | None,
     prompt: str | None,
     files: bool,
+    with_receipt: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -67,7 +74,7 @@ def command(
 
     Every graph gets the inputs that it gets in ONNX Runtime; then both answer on their own.
     Prints how far outputs are apart, which kept rows and answers agree, and ends with status 1
-    where they do not. Reads BUNDLE, writes nothing.
+    where they do not. Reads BUNDLE and writes verify.json into it.
     """
     if files:
         check_files(bundle, as_json=as_json)
@@ -79,13 +86,17 @@ def command(
     if options["backend"] is None:
         raise click.UsageError("give --backend, --precision-report BUNDLE, or --files")
     from feather_edge.bundle import Bundle
+    from feather_edge.runtime.receipt import write_receipt
     from feather_edge.samples import Sample
     from feather_edge.verify import verify
 
     if (image is None) != (prompt is None):
         raise click.UsageError("--image and --prompt go together")
     own = () if image is None else (Sample(name=image.name, image=image, prompt=prompt or ""),)
-    report = verify(Bundle.open(bundle), samples=own, **options)
+    opened = Bundle.open(bundle)
+    report = verify(opened, samples=own, **options)
+    if with_receipt:
+        write_receipt(opened, report.verdict)
     if as_json:
         emit_json(report)
     else:

@@ -20,9 +20,11 @@ from feather_edge.engines.process import describe_environment
 from feather_edge.engines.record import file_hash
 from feather_edge.errors import BackendError, BundleError
 from feather_edge.export.pipeline import export
+from feather_edge.manifest import RECEIPT_FILE
 from feather_edge.platform_facts import package_version
 from feather_edge.runtime.backends import create_backend
 from feather_edge.runtime.fingerprint import fingerprint
+from feather_edge.runtime.receipt import write_receipt
 from feather_edge.runtime.session import default_pruning
 from feather_edge.verify import verify
 
@@ -163,22 +165,26 @@ def _verify(work: Work) -> Outcome:
     target, bundle = work.target, Bundle.open(work.folder)
     report = _compared(work, bundle)
     report.check()
+    verdict = report.verdict
+    write_receipt(bundle, verdict)
     pictures = draw_kept_tokens(bundle, backend=_backend_here(target), target=_target_here(target))
-    least = min((tensor.cosine for tensor in report.tensors), default=1.0)
-    equal = sum(answer.num_equal_tokens for answer in report.answers)
-    total = sum(answer.num_tokens for answer in report.answers)
     named = msgspec.structs.replace(report, bundle=work.deployment.output.name)
     return Outcome(
-        summary=f"{report.tested}: cosine {least:.6f} or more, {equal} of {total} tokens equal",
+        summary=(
+            f"{report.tested} against {report.reference}: worst cosine "
+            f"{verdict.worst_cosine:.6f}, {verdict.num_equal_tokens} of {verdict.num_tokens} "
+            f"tokens of answers equal"
+        ),
         status="done" if target.obstacle is None else "to-do",
         reason=target.obstacle,
         result={"parity": msgspec.to_builtins(named), "pictures": pictures},
     )
 
 
-def _has_pictures(work: Work) -> bool:
+def _is_verified(work: Work) -> bool:
     rows = work.result("verify")["pictures"]
-    return all((work.folder / picture["file"]).is_file() for row in rows for picture in row)
+    files = [RECEIPT_FILE, *(picture["file"] for row in rows for picture in row)]
+    return all((work.folder / file).is_file() for file in files)
 
 
 def _compared(work: Work, bundle: Bundle) -> VerifyReport:
@@ -267,6 +273,6 @@ def _hash(struct: msgspec.Struct | None) -> str:
 FIT = Stage(name="fit", inputs=_fit_inputs, run=_fit)
 EXPORT = Stage(name="export", inputs=_export_inputs, run=_export, is_intact=_is_exported)
 BUILD_ENGINE = Stage(name="build-engine", inputs=_build_inputs, run=_build, is_intact=_is_built)
-VERIFY = Stage(name="verify", inputs=_run_inputs, run=_verify, is_intact=_has_pictures)
+VERIFY = Stage(name="verify", inputs=_run_inputs, run=_verify, is_intact=_is_verified)
 BENCH = Stage(name="bench", inputs=_bench_inputs, run=_bench)
 CHAIN = (FIT, EXPORT, BUILD_ENGINE, VERIFY, BENCH)

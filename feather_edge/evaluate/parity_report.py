@@ -9,6 +9,7 @@ import msgspec
 from feather_edge.errors import ParityError
 from feather_edge.evaluate.parity import Difference
 from feather_edge.evaluate.recording import Phase  # noqa: TC001 - a field's type, read by msgspec
+from feather_edge.runtime.receipt import Subject, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,6 +68,9 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     reference: str
     lowest_cosine: float
     lowest_overlap: float
+    subject: Subject
+    form: int | None
+    versions: dict[str, str]
     tensors: tuple[TensorReport, ...]
     kept: tuple[KeptReport, ...]
     answers: tuple[AnswerReport, ...]
@@ -85,41 +89,73 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
         notes = [f"note: {note}" for note in self.notes]
         return [each.summary for each in self.answers] + notes
 
+    @property
+    def verdict(self) -> Verdict:
+        """What of this a receipt keeps."""
+        worst = max(self.tensors, key=lambda each: each.severity)
+        answers = [each for each in self.answers if each.failure is None]
+        overlaps = [each.overlap for each in self.kept]
+        overlaps += [share for each in answers for share in each.overlaps]
+        return Verdict(
+            subject=self.subject,
+            form=self.form,
+            reference=self.reference,
+            versions=self.versions,
+            passed=self.failure is None,
+            failure=self.failure,
+            lowest_cosine=self.lowest_cosine,
+            lowest_overlap=self.lowest_overlap,
+            worst_cosine=min(each.cosine for each in self.tensors),
+            worst_output=f"{worst.tensor} of {worst.graph} ({worst.phase}, {worst.sample})",
+            max_abs=max(each.max_abs for each in self.tensors),
+            num_not_finite=sum(each.num_not_finite for each in self.tensors),
+            worst_overlap=min(overlaps, default=1.0),
+            num_equal_tokens=sum(each.num_equal_tokens for each in answers),
+            num_tokens=sum(each.num_tokens for each in answers),
+        )
+
     def check(self) -> None:
         """Refuse what differs too much.
 
         Raises:
             ParityError: naming what differs first.
         """
+        if self.failure is not None:
+            raise ParityError(self.failure)
+
+    @property
+    def failure(self) -> str | None:
+        """What differs too much first, and what to do; None where nothing does."""
         bad = self.first_bad
         pair = f"{self.tested} differs from {self.reference}"
         if bad is not None and (bad.num_not_finite or bad.reference_num_not_finite):
-            raise ParityError(
+            return (
                 f"{pair}: {bad.tensor} of {bad.graph} ({bad.phase}, {bad.sample}) is the first "
                 f"with values that are not finite: {bad.num_not_finite}, in the reference "
                 f"{bad.reference_num_not_finite}; with fp16 this is an overflow, export with "
                 f"--precision fp32"
             )
         if bad is not None:
-            raise ParityError(
+            return (
                 f"{pair}: {bad.tensor} of {bad.graph} ({bad.phase}, {bad.sample}) is the first "
                 f"with a cosine below {self.lowest_cosine:g}: {bad.cosine:.6f}, largest "
                 f"difference {bad.max_abs:.3g}; find the layer with --layers"
             )
         for each in self.kept:
             if not each.is_top_k:
-                raise ParityError(
+                return (
                     f"{pair}: {each.graph} ({each.sample}) does not keep the best rows by its own "
                     f"scores; its selection is wrong, build it without a plugin and compare"
                 )
             if each.overlap < self.lowest_overlap:
-                raise ParityError(
+                return (
                     f"{pair}: {each.graph} ({each.sample}) keeps {each.overlap:.1%} of the "
                     f"reference's rows, less than {self.lowest_overlap:.1%}"
                 )
         for answer in self.answers:
             if answer.failure is not None:
-                raise ParityError(f"{pair}: no answer to {answer.sample}: {answer.failure}")
+                return f"{pair}: no answer to {answer.sample}: {answer.failure}"
+        return None
 
 
 def worst_samples(tensors: Sequence[TensorReport]) -> tuple[TensorReport, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from feather_edge import __version__
-from feather_edge.engine_record import engine_folder, engine_targets
-from feather_edge.platform_facts import file_text, package_version, processor_name
+from feather_edge.engine_record import engine_targets, records_sha256
+from feather_edge.platform_facts import file_text, installed, processor_name
 from feather_edge.runtime.backend_names import ENGINE_BACKENDS
 
 if TYPE_CHECKING:
@@ -60,24 +59,21 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return f"calibration/{self.backend}-{self.device.replace(':', '-')}.json"
 
     def difference(self, other: Fingerprint) -> str | None:
-        """Return the first thing in which ``other`` differs, in words; None if nothing does."""
-        for name in self.__struct_fields__:
-            was, now = getattr(self, name), getattr(other, name)
-            if was != now:
-                label = name.replace("_", "-")
-                return f"{label} {_short(was)}, and here it is {_short(now)}"
-        return None
+        """See the function ``difference``."""
+        return difference(self, other)
 
 
 def fingerprint(bundle: Bundle, backend: Backend) -> Fingerprint:
     """Return what times measured here and now depend on."""
     return Fingerprint(
         bundle=bundle.manifest.sha256,
-        engines=_engines(bundle) if backend.name in ENGINE_BACKENDS else None,
+        engines=records_sha256(bundle.path, *engine_targets(bundle.path))
+        if backend.name in ENGINE_BACKENDS
+        else None,
         feather_edge=__version__,
         backend=backend.name,
         device=backend.device,
-        library=_library(backend.name),
+        library=library(backend.name),
         machine=machine_name(),
         power_mode=file_text(Path("/var/lib/nvpmodel/status")),
         num_cores=len(os.sched_getaffinity(0)),
@@ -93,16 +89,20 @@ def machine_name(root: Path = Path("/")) -> str:
     return processor_name(root)
 
 
-def _engines(bundle: Bundle) -> str:
-    folders = (engine_folder(bundle.path, target) for target in engine_targets(bundle.path))
-    files = [file for folder in folders for file in sorted(folder.glob("*.json"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+def difference(was: msgspec.Struct, now: msgspec.Struct) -> str | None:
+    """Return the first field in which two of a kind differ, in words; None if none does."""
+    for name in was.__struct_fields__:
+        before, after = getattr(was, name), getattr(now, name)
+        if before != after:
+            label = name.replace("_", "-")
+            return f"{label} {_short(before)}, and here it is {_short(after)}"
+    return None
 
 
-def _library(backend: str) -> str | None:
-    versions = {name: package_version(name) for name in PACKAGES.get(backend, ())}
-    found = [f"{name} {version}" for name, version in versions.items() if version is not None]
-    return found[0] if found else None
+def library(backend: str) -> str | None:
+    """Return distribution and version of what runs a backend's graphs; None without one."""
+    found = installed(PACKAGES.get(backend, ()))
+    return next((f"{name} {version}" for name, version in found.items()), None)
 
 
 def _short(value: object) -> str:

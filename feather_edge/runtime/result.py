@@ -6,12 +6,15 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from feather_edge.images import Raster
     from feather_edge.runtime.calibration import DeadlineChoice
+    from feather_edge.runtime.receipt import Verification
 
 FinishReason = Literal["stop", "length"]
 
@@ -84,6 +87,7 @@ class Result:
         backend: what ran the graphs, and where.
         precision: of the graphs.
         notes: how the backend ran, where that is not as one might expect.
+        verification: whether ``feather-edge verify`` compared what ran; None without a bundle.
     """
 
     text: str
@@ -109,6 +113,7 @@ class Result:
     device: str
     precision: str
     notes: tuple[str, ...] = ()
+    verification: Verification | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values, ready for JSON."""
@@ -118,6 +123,7 @@ class Result:
         record["deadline"] = None if self.deadline is None else self.deadline.to_dict()
         for name in ("token_ids", "segment_ms", "itl_ms", "notes"):
             record[name] = list(record[name])
+        record["verification"] = msgspec.to_builtins(self.verification)
         record["rasters"] = [
             {
                 "image": raster.image,

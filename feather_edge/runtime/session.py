@@ -28,6 +28,7 @@ from feather_edge.runtime.decoder import DecoderChain
 from feather_edge.runtime.embeddings import Embeddings
 from feather_edge.runtime.memory import peak_rss_mib
 from feather_edge.runtime.prompt import PromptFormatter
+from feather_edge.runtime.receipt import verification
 from feather_edge.runtime.regions import mark_regions
 from feather_edge.runtime.request import Answer, Run
 from feather_edge.runtime.result import Result, Token
@@ -66,6 +67,7 @@ class Session:
         pruning: what a request that asks for nothing else gets: the bundle's recipe.
         last_result: the record of the answer that finished last, in whichever thread.
         load_ms: how long it took to open.
+        verification: whether ``feather-edge verify`` compared what runs here.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
@@ -74,6 +76,7 @@ class Session:
         self.bundle = bundle
         self.pruning = default_pruning(bundle)
         self.last_result: Result | None = None
+        self.verification = verification(bundle, backend)
         self._backend = backend
         self._prompt = PromptFormatter.open(
             bundle.path, image_token_id=manifest.image.token_id, form=manifest.prompt
@@ -388,6 +391,7 @@ class Session:
             device=self._backend.device,
             precision=self.bundle.manifest.recipe.precision,
             notes=self.notes,
+            verification=self.verification,
         )
 
 

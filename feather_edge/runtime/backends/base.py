@@ -68,11 +68,13 @@ class Backend(ABC):
         name: as users write it: ``onnxruntime``, ``fake``.
         device: where tensors lie: ``cpu``, ``cuda``.
         num_threads: of one graph run, where it was asked for; None is the backend's own choice.
+        target: whose engines it runs; None where it runs graphs.
     """
 
     name: str
     device: str
     num_threads: int | None = None
+    target: str | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:

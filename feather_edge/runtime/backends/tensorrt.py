@@ -71,7 +71,7 @@ class TensorRTBackend(Backend):
             raise BackendError(f"nothing is captured with {name} anyway; leave the option out")
         self.name = name
         self._bundle = bundle
-        self._target = _choose_target(bundle, target)
+        self._target = self.target = _choose_target(bundle, target)
         self._cuda_graphs = cuda_graphs
         self._library = TensorRTLibrary(name)
         self._driver = Driver()
