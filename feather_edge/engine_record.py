@@ -32,6 +32,7 @@ __all__ = [
     "OptimizationProfile",
     "ShapeRange",
     "check_fit",
+    "check_graph",
     "engine_file",
     "engine_folder",
     "engine_targets",
@@ -187,12 +188,9 @@ def check_fit(
     Raises:
         BackendError: naming the first field that differs and the command that rebuilds.
     """
-    hashes = {form.opset: graph_hash(bundle, spec, form) for form in spec.forms}
+    check_graph(record, bundle, spec)
     capabilities = record.compute_capabilities
     wanted: dict[str, tuple[object, object]] = {
-        "graph": (record.graph, spec.name),
-        "graph_sha256": (record.graph_sha256, hashes.get(record.opset)),
-        "precision": (record.precision, bundle.manifest.recipe.precision),
         "backend": (record.backend, backend),
         "tensorrt_version": (record.tensorrt_version, tensorrt_version),
         "plugin_sha256": (record.plugin_sha256, plugin_sha256),
@@ -201,6 +199,30 @@ def check_fit(
         wanted["device_name"] = (record.device_name, device_name)
     if capabilities and compute_capability not in capabilities:
         wanted["compute_capabilities"] = (", ".join(capabilities), compute_capability)
+    _require_equal(record, bundle, spec, wanted)
+
+
+def check_graph(record: EngineRecord, bundle: Bundle, spec: GraphSpec) -> None:
+    """Refuse an engine that was built from other files than the bundle's; needs no device.
+
+    Raises:
+        BackendError: naming the first field that differs and the command that rebuilds.
+    """
+    hashes = {form.opset: graph_hash(bundle, spec, form) for form in spec.forms}
+    wanted: dict[str, tuple[object, object]] = {
+        "graph": (record.graph, spec.name),
+        "graph_sha256": (record.graph_sha256, hashes.get(record.opset)),
+        "precision": (record.precision, bundle.manifest.recipe.precision),
+    }
+    _require_equal(record, bundle, spec, wanted)
+
+
+def _require_equal(
+    record: EngineRecord,
+    bundle: Bundle,
+    spec: GraphSpec,
+    wanted: dict[str, tuple[object, object]],
+) -> None:
     for name, (built, here) in wanted.items():
         if built != here:
             raise BackendError(

@@ -1,4 +1,7 @@
-"""Compare what runs a bundle's graphs with ONNX Runtime, graph by graph and answer by answer.
+"""Compare a bundle along its chain: checkpoint, ONNX Runtime, OpenVINO, engines.
+
+Of the checkpoint: ``feather_edge.evaluate.checkpoint_parity``. The rest graph by graph and answer
+by answer.
 
 The reference is ONNX Runtime on the CPU with the main form of each graph. It answers first, and
 what enters and leaves every graph is kept. Then the backend under test runs each graph on exactly
@@ -8,25 +11,33 @@ two are never open at once: on a Jetson both would share one memory.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
+from feather_edge.engine_record import check_graph, engine_targets, read_record
 from feather_edge.errors import BackendError, RequestError
 from feather_edge.evaluate.cache_forms import as_grown_outputs, as_taken_by
+from feather_edge.evaluate.checkpoint_parity import (
+    answers_of_checkpoint,
+    compare_with_checkpoint,
+)
+from feather_edge.evaluate.grid_check import grid_failure
 from feather_edge.evaluate.parity import compare, count_equal, is_top_k, overlap
 from feather_edge.evaluate.parity_report import (
     AnswerReport,
+    ChainReport,
     KeptReport,
     TensorReport,
     VerifyReport,
     worst_samples,
 )
 from feather_edge.evaluate.recording import GraphRun, Recorder
+from feather_edge.graphs import IN_PLACE_OPSET, VISION_ENCODER
 from feather_edge.platform_facts import installed
-from feather_edge.recipes.precision import is_dynamic
-from feather_edge.runtime.backend_names import ENGINE_BACKENDS
+from feather_edge.recipes.precision import is_dynamic, lowest_cosine
 from feather_edge.runtime.backends import create_backend
 from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from feather_edge.runtime.receipt import subject
@@ -41,18 +52,125 @@ if TYPE_CHECKING:
 
     from feather_edge.bundle import Bundle
     from feather_edge.graphs import GraphSpec
+    from feather_edge.recipes import ExportRecipe
     from feather_edge.runtime.backends import Backend, Graph
     from feather_edge.runtime.result import Result
     from feather_edge.samples import Sample
 
-__all__ = ["verify"]
+__all__ = ["verify", "verify_chain", "verify_checkpoint"]
 
 MAX_NEW_TOKENS = 16
-LOWEST_COSINE, LOWEST_COSINE_FP32 = 0.99, 0.9999
-"""ONNX Runtime rounds to 8 bits what enters layers of int8 and int4 weights, engines do not, so
-with equal weights no more can be asked than with fp16."""
-LOWEST_OVERLAP = 0.9
 KEPT_ROWS = ("kept_hidden_states", "kept_cos", "kept_sin")
+
+
+def verify_chain(
+    bundle: Bundle,
+    *,
+    checkpoint: Path | None = None,
+    backend: str | None = None,
+    target: str | None = None,
+    cuda_graphs: bool = True,
+    opset: int | None = None,
+    samples: Sequence[Sample] = (),
+    layers: bool = False,
+    recipe: ExportRecipe | None = None,
+) -> ChainReport:
+    """Compare a bundle with its checkpoint, and what runs it with ONNX Runtime.
+
+    Args:
+        bundle: whose graphs.
+        checkpoint: folder of the checkpoint; None leaves that comparison out.
+        backend: None is all that there is here: the other forms of the graphs, OpenVINO, the
+            engines of every target; and nothing but the checkpoint where layers are asked for.
+        target: whose engines; None takes those of the only target, or of all without a backend.
+        cuda_graphs: see ``verify``; ``opset`` and ``samples`` likewise.
+        opset: of the form that is compared.
+        samples: what to ask.
+        layers: also compare what each layer gives.
+        recipe: with thresholds and the grid to be found; None takes the bundle's.
+
+    Raises:
+        RequestError: if there is nothing to compare.
+        BackendError: if a backend is missing or fails, or an engine is of other files.
+    """
+    rest = {"samples": samples, "layers": layers, "recipe": recipe}
+    # 1. Engines of other files need no device to be found.
+    for name in engine_targets(bundle.path):
+        for spec in (bundle.vision_encoder, *bundle.decoders):
+            check_graph(read_record(bundle.path, name, spec.name), bundle, spec)
+    # 2. The graphs and the checkpoint; 3. what runs the graphs, and the graphs.
+    reports = []
+    if checkpoint is not None:
+        reports.append(verify_checkpoint(bundle, checkpoint, **rest))
+    links: list[dict[str, Any]] = []
+    skipped: tuple[str, ...] = ()
+    if backend is not None:
+        links.append(
+            {"backend": backend, "target": target, "cuda_graphs": cuda_graphs, "opset": opset}
+        )
+    elif not (layers and checkpoint is not None):
+        links, skipped = present_links(bundle, target, layers=layers)
+    reports += [verify(bundle, **link, **rest) for link in links]
+    if not reports:
+        raise RequestError(
+            f"there is nothing to compare {bundle.path} with here: {'; '.join(skipped)}; give "
+            f"--checkpoint, the folder that it was exported from"
+        )
+    return ChainReport(
+        bundle=str(bundle.path),
+        passed=all(report.failure is None for report in reports),
+        reports=tuple(reports),
+        skipped=skipped,
+    )
+
+
+def verify_checkpoint(
+    bundle: Bundle,
+    checkpoint: Path,
+    *,
+    samples: Sequence[Sample] = (),
+    layers: bool = False,
+    recipe: ExportRecipe | None = None,
+) -> VerifyReport:
+    """Compare a bundle's graphs in ONNX Runtime with its checkpoint in transformers, unpruned.
+
+    Args:
+        bundle: whose graphs.
+        checkpoint: folder that it was exported from.
+        samples: what to ask; none takes shipped scenes.
+        layers: compare every layer's output; otherwise those where segments end.
+        recipe: with the threshold; None takes the bundle's.
+
+    Raises:
+        BackendError: if transformers is missing or fails.
+    """
+    recipe = bundle.manifest.recipe if recipe is None else recipe
+    samples = samples or shipped_samples()
+    limit = _max_new_tokens(bundle)
+    # 1. The checkpoint answers and is closed; 2. the graphs answer, and are watched.
+    expected = answers_of_checkpoint(
+        bundle, checkpoint, samples, max_new_tokens=limit, all_layers=layers
+    )
+    opset = bundle.vision_encoder.main_form.opset
+    recorder = Recorder(_FormBackend(bundle, opset, layers=layers))
+    tensors, answers = compare_with_checkpoint(
+        bundle, recorder, samples, expected, max_new_tokens=limit
+    )
+    lowest = lowest_cosine(recipe, to_checkpoint=True)
+    return VerifyReport(
+        bundle=str(bundle.path),
+        tested=f"onnxruntime with opset {opset}",
+        reference="transformers, unpruned",
+        lowest_cosine=lowest,
+        lowest_overlap=recipe.lowest_overlap,
+        subject=subject(bundle, recorder),
+        form=None,
+        versions=installed(("transformers", "torch")),
+        tensors=worst_samples(tensors),
+        kept=(),
+        answers=tuple(answers),
+        first_bad=next((each for each in tensors if each.is_bad(lowest)), None),
+    )
 
 
 def verify(
@@ -64,28 +182,26 @@ def verify(
     opset: int | None = None,
     samples: Sequence[Sample] = (),
     layers: bool = False,
-    lowest_cosine: float | None = None,
-    lowest_overlap: float | None = None,
+    recipe: ExportRecipe | None = None,
 ) -> VerifyReport:
     """Compare a backend with ONNX Runtime; judge with ``VerifyReport.check``.
 
     Args:
         bundle: whose graphs.
-        backend: ``onnxruntime``, which then runs another form of the graphs, or one that runs
-            engines.
+        backend: ``onnxruntime``, which then runs another form of the graphs, or another one.
         target: whose engines; None takes those of the only target.
         cuda_graphs: whether decode steps of engines may be captured.
         opset: of the form that ``onnxruntime`` runs; None takes the oldest.
         samples: what to ask; none takes shipped scenes.
         layers: also compare what each layer gives; ONNX forms only.
-        lowest_cosine: None takes what the bundle's precision allows.
-        lowest_overlap: share of the reference's kept rows that a graph must keep.
+        recipe: with thresholds and the grid to be found; None takes the bundle's.
 
     Raises:
         RequestError: if there is nothing to compare, or layers of engines are asked for.
         BackendError: if a backend is missing or fails.
     """
     # 1. Who is compared, and on what?
+    recipe = bundle.manifest.recipe if recipe is None else recipe
     reference = bundle.vision_encoder.main_form.opset
     opset = _opset_under_test(bundle, backend, opset, layers=layers)
     samples = samples or shipped_samples()
@@ -96,26 +212,24 @@ def verify(
     # 3. The backend under test runs every graph on the same inputs, 4. and answers on its own.
     if opset is None:
         tested = create_backend(backend, bundle, target=target, cuda_graphs=cuda_graphs)
-        name = backend
+        name = backend if target is None else f"{backend} for {target}"
     else:
         tested = _FormBackend(bundle, opset, layers=layers)
         name = f"{backend} with opset {opset}"
     tensors, kept = _replay(recorder.runs, bundle, tested)
     with Session(bundle, tested) as session:
         answers = tuple(
-            _compare_answers(sample.name, _answer(session, sample), answer)
+            _compare_answers(sample.name, _answer(session, sample), answer, recipe)
             for sample, answer in zip(samples, expected, strict=True)
         )
         notes = session.notes
-    if lowest_cosine is None:
-        is_fp32 = bundle.manifest.recipe.precision == "fp32"
-        lowest_cosine = LOWEST_COSINE_FP32 if is_fp32 else LOWEST_COSINE
+    lowest = lowest_cosine(recipe)
     return VerifyReport(
         bundle=str(bundle.path),
         tested=name,
         reference=f"onnxruntime with opset {reference}",
-        lowest_cosine=lowest_cosine,
-        lowest_overlap=LOWEST_OVERLAP if lowest_overlap is None else lowest_overlap,
+        lowest_cosine=lowest,
+        lowest_overlap=recipe.lowest_overlap,
         subject=subject(bundle, tested),
         form=opset,
         versions=installed(("onnxruntime", "onnxruntime-gpu")),
@@ -123,8 +237,33 @@ def verify(
         kept=tuple(kept),
         answers=answers,
         notes=notes,
-        first_bad=next((each for each in tensors if each.is_bad(lowest_cosine)), None),
+        first_bad=next((each for each in tensors if each.is_bad(lowest)), None),
     )
+
+
+def present_links(
+    bundle: Bundle, target: str | None, *, layers: bool
+) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """Return what of a bundle can be compared with ONNX Runtime here, and what cannot, and why."""
+    main = bundle.vision_encoder.main_form.opset
+    others = sorted({form.opset for form in bundle.vision_encoder.forms} - {main})
+    links: list[dict[str, Any]] = [{"backend": "onnxruntime", "opset": each} for each in others]
+    skipped = [] if others else [f"the graphs are in opset {main} alone"]
+    if layers:
+        return links, (*skipped, "openvino and engines give no single layers")
+    if importlib.util.find_spec("openvino") is None:
+        skipped.append("openvino is not installed")
+    elif main == IN_PLACE_OPSET:
+        skipped.append(f"openvino reads no opset {main}")
+    else:
+        links.append({"backend": "openvino"})
+    for name in engine_targets(bundle.path) if target is None else (target,):
+        kind = read_record(bundle.path, name, VISION_ENCODER).backend
+        if importlib.util.find_spec(kind.replace("-", "_")) is None:
+            skipped.append(f"engines for {name} need {kind}, which is not installed")
+        else:
+            links.append({"backend": kind, "target": name})
+    return links, tuple(skipped)
 
 
 class _FormBackend(OnnxRuntimeBackend):
@@ -151,16 +290,15 @@ def _opset_under_test(
     bundle: Bundle, backend: str, opset: int | None, *, layers: bool
 ) -> int | None:
     """Return the opset of the form to compare with the main one, None for engines."""
-    if backend in ENGINE_BACKENDS:
+    if backend != "onnxruntime":
         if layers:
             raise RequestError(
-                f"layers of {backend} cannot be compared: an engine gives what its graph gives, "
-                f"and no graph of a bundle gives single layers; compare its outputs without "
-                f"--layers, or the layers of the graph it was built from with --backend "
-                f"onnxruntime --layers --opset 18"
+                f"layers of {backend} cannot be compared: it gives what a graph gives, and no "
+                f"graph of a bundle gives single layers; compare its outputs without --layers, or "
+                f"the layers of another form with --backend onnxruntime --layers --opset 18"
             )
         if opset is not None:
-            raise RequestError(f"opset is for onnxruntime; an engine of {backend} has its own")
+            raise RequestError(f"opset is for onnxruntime; {backend} has no choice of forms")
         return None
     reference = bundle.vision_encoder.main_form.opset
     others = sorted({form.opset for form in bundle.vision_encoder.forms} - {reference})
@@ -180,13 +318,17 @@ def _opset_under_test(
     return others[0] if opset is None else opset
 
 
+def _max_new_tokens(bundle: Bundle) -> int:
+    return min(MAX_NEW_TOKENS, bundle.manifest.max_new_tokens or MAX_NEW_TOKENS)
+
+
 def _answer(
     session: Session, sample: Sample, *, recorder: Recorder | None = None
 ) -> Result | BackendError:
     """Return an answer, or why there is none: the graphs are compared in any case."""
     if recorder is not None:
         recorder.begin(sample.name)
-    limit = min(MAX_NEW_TOKENS, session.bundle.manifest.max_new_tokens or MAX_NEW_TOKENS)
+    limit = _max_new_tokens(session.bundle)
     try:
         return session.generate(sample.image, sample.prompt, max_new_tokens=limit)
     except BackendError as error:
@@ -250,7 +392,10 @@ def _compare_tensors(run: GraphRun, found: dict[str, NDArray[Any]]) -> Iterator[
 
 
 def _compare_answers(
-    sample: str, found: Result | BackendError, reference: Result | BackendError
+    sample: str,
+    found: Result | BackendError,
+    reference: Result | BackendError,
+    recipe: ExportRecipe,
 ) -> AnswerReport:
     failures = [str(each) for each in (found, reference) if isinstance(each, BackendError)]
     if isinstance(found, BackendError) or isinstance(reference, BackendError):
@@ -265,4 +410,5 @@ def _compare_answers(
             overlap(stage.kept_indices, expected.kept_indices)
             for stage, expected in zip(found.stages, reference.stages, strict=True)
         ),
+        grid_failure=grid_failure(found, recipe),
     )

@@ -1,4 +1,4 @@
-"""Options of ``feather-edge export`` that decide how numbers are stored."""
+"""Options of ``feather-edge export`` on how numbers are stored, and how exact they must be."""
 
 from __future__ import annotations
 
@@ -57,5 +57,17 @@ precision_options = all_of(
         show_default="every form that can hold the precision",
         help="Form of the graphs: 18 for TensorRT before 10.15, 23 for all else, 24 for KV caches "
         "in place with TensorRT; both for 18 and 23. Weights are shared.",
+    ),
+    click.option(
+        "--lowest-cosine",
+        type=click.FloatRange(-1, 1),
+        show_default="from the recipe, or by precision",
+        help="What verify asks of every output of every graph.",
+    ),
+    click.option(
+        "--lowest-overlap",
+        type=click.FloatRange(0, 1),
+        show_default=_RECIPE,
+        help="Share of the reference's kept rows that verify asks for.",
     ),
 )

@@ -1,17 +1,69 @@
-"""How ``feather-edge verify`` prints what it found."""
+"""``feather-edge verify``: comparing backends, and how what was found is printed."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from feather_edge.cli._options import emit_json
 from feather_edge.cli._tables import print_table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from feather_edge.evaluate.parity_report import VerifyReport
 
-__all__ = ["print_parity"]
+__all__ = ["verify_backends"]
+
+
+def verify_backends(
+    folder: Path,
+    *,
+    checkpoint: str | None,
+    recipe: str | None,
+    image: Path | None,
+    prompt: str | None,
+    lowest_cosine: float | None,
+    lowest_overlap: float | None,
+    with_receipt: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Compare, print, and write the receipt.
+
+    Raises:
+        ParityError: if anything is below its threshold.
+    """
+    from feather_edge.bundle import Bundle
+    from feather_edge.checkpoint import resolve_checkpoint
+    from feather_edge.recipes import load_recipe, override
+    from feather_edge.runtime.receipt import write_receipt
+    from feather_edge.samples import Sample
+    from feather_edge.verify import verify_chain
+
+    if (image is None) != (prompt is None):
+        raise click.UsageError("--image and --prompt go together")
+    own = () if image is None else (Sample(name=image.name, image=image, prompt=prompt or ""),)
+    bundle = Bundle.open(folder)
+    wanted = bundle.manifest.recipe if recipe is None else load_recipe(recipe)
+    report = verify_chain(
+        bundle,
+        checkpoint=None if checkpoint is None else resolve_checkpoint(checkpoint),
+        recipe=override(wanted, lowest_cosine=lowest_cosine, lowest_overlap=lowest_overlap),
+        samples=own,
+        **options,
+    )
+    if as_json:
+        emit_json(report)
+    else:
+        for each in report.reports:
+            print_parity(each, with_all=bool(options["layers"]))
+        for reason in report.skipped:
+            click.echo(f"not compared: {reason}")
+    if with_receipt:
+        write_receipt(bundle, *(each.verdict for each in report.reports))
+    report.check()
 
 
 def print_parity(report: VerifyReport, *, with_all: bool) -> None:
@@ -36,3 +88,4 @@ def print_parity(report: VerifyReport, *, with_all: bool) -> None:
     )
     for line in report.last_lines:
         click.echo(line)
+    click.echo()

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from feather_edge.cli._file_check import check_files
-from feather_edge.cli._options import BACKENDS, emit_json, engine_run_options, json_option
-from feather_edge.cli._parity_tables import print_parity
+from feather_edge.cli._options import BACKENDS, engine_run_options, json_option
+from feather_edge.cli._parity_tables import verify_backends
 from feather_edge.cli._precision_report import precision_report_options, run_precision_report
 
 
@@ -18,9 +18,21 @@ from feather_edge.cli._precision_report import precision_report_options, run_pre
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
+    "--checkpoint",
+    metavar="FOLDER|HUB_ID|demo",
+    help="Compare with the checkpoint that BUNDLE was exported from, too; extra `torch`.",
+)
+@click.option(
     "--backend",
     type=click.Choice([name for name in BACKENDS if name != "auto"]),
-    help="What to compare with ONNX Runtime: engines, or with onnxruntime another opset.",
+    show_default="all that there is here",
+    help="What to compare with ONNX Runtime; with onnxruntime, another form of the graphs.",
+)
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    show_default="the one in BUNDLE",
+    help="Export recipe with the thresholds, and the grid that kept tokens must have.",
 )
 @engine_run_options
 @click.option(
@@ -36,19 +48,23 @@ from feather_edge.cli._precision_report import precision_report_options, run_pre
     help="Picture to ask about; goes with --prompt.",
 )
 @click.option("--prompt", help="What to ask; goes with --image.")
-@click.option("--layers", is_flag=True, help="Compare every layer too; with onnxruntime only.")
+@click.option(
+    "--layers",
+    is_flag=True,
+    help="Compare every layer too; with --checkpoint and onnxruntime only.",
+)
 @click.option(
     "--fail-below",
     "lowest_cosine",
     type=click.FloatRange(-1, 1),
-    show_default="0.9999 with fp32, else 0.99",
+    show_default="from the recipe, or by precision",
     help="Least cosine of any output of any graph.",
 )
 @click.option(
     "--fail-below-overlap",
     "lowest_overlap",
     type=click.FloatRange(0, 1),
-    show_default="0.9",
+    show_default="from the recipe",
     help="Least share of the kept rows that a graph has in common with the reference.",
 )
 @click.option("--files", is_flag=True, help="Compare every file with its hash, nothing else.")
@@ -63,14 +79,11 @@ from feather_edge.cli._precision_report import precision_report_options, run_pre
 def command(
     *,
     bundle: Path,
-    image: Path | None,
-    prompt: str | None,
     files: bool,
-    with_receipt: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compare backends, precisions, or files with their hashes.
+    """Compare a bundle with its checkpoint, backends, precisions, or files with their hashes.
 
     Every graph gets the inputs that it gets in ONNX Runtime; then both answer on their own.
     Prints how far outputs are apart, which kept rows and answers agree, and ends with status 1
@@ -83,22 +96,4 @@ def command(
     if report_options["reference"] is not None:
         run_precision_report(bundle, as_json=as_json, **report_options)
         return
-    if options["backend"] is None:
-        raise click.UsageError("give --backend, --precision-report BUNDLE, or --files")
-    from feather_edge.bundle import Bundle
-    from feather_edge.runtime.receipt import write_receipt
-    from feather_edge.samples import Sample
-    from feather_edge.verify import verify
-
-    if (image is None) != (prompt is None):
-        raise click.UsageError("--image and --prompt go together")
-    own = () if image is None else (Sample(name=image.name, image=image, prompt=prompt or ""),)
-    opened = Bundle.open(bundle)
-    report = verify(opened, samples=own, **options)
-    if with_receipt:
-        write_receipt(opened, report.verdict)
-    if as_json:
-        emit_json(report)
-    else:
-        print_parity(report, with_all=bool(options["layers"]))
-    report.check()
+    verify_backends(bundle, as_json=as_json, **options)

@@ -21,12 +21,14 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
         max_abs: largest absolute difference of finite values.
         num_not_finite: values of the tensor under test that are infinite or no number.
         reference_num_not_finite: of the reference, likewise.
+        first_not_finite: the first of them, or else of the reference's: its value and index.
     """
 
     cosine: float
     max_abs: float
     num_not_finite: int
     reference_num_not_finite: int
+    first_not_finite: str | None = None
 
     @property
     def severity(self) -> tuple[int, float]:
@@ -56,7 +58,17 @@ def compare(found: NDArray[Any], reference: NDArray[Any]) -> Difference:
         max_abs=float(np.abs(first - second).max(initial=0.0)),
         num_not_finite=int((~finite[0]).sum()),
         reference_num_not_finite=int((~finite[1]).sum()),
+        first_not_finite=_first_not_finite(found) or _first_not_finite(reference),
     )
+
+
+def _first_not_finite(values: NDArray[Any]) -> str | None:
+    """Return the first value that is infinite or no number, and where it is; None if none is."""
+    values = values.astype(np.float64)
+    places = np.argwhere(~np.isfinite(values))
+    if not len(places):
+        return None
+    return f"{values[tuple(places[0])]} at {places[0].tolist()}"
 
 
 def overlap(found: NDArray[np.int64], reference: NDArray[np.int64]) -> float:

@@ -12,9 +12,21 @@ from feather_edge.evaluate.recording import Phase  # noqa: TC001 - a field's typ
 from feather_edge.runtime.receipt import Subject, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["AnswerReport", "KeptReport", "TensorReport", "VerifyReport", "worst_samples"]
+__all__ = [
+    "AnswerReport", "ChainReport", "KeptReport", "TensorReport", "VerifyReport",
+    "worst_samples",
+]  # fmt: skip
+
+
+HINTS = {
+    "image_features": "pictures are prepared or encoded otherwise",
+    "inputs_embeds": "the embedding table is another",
+    "cos": "positions are counted, or turned into angles, otherwise: see rotary in the manifest",
+    "sin": "positions are counted, or turned into angles, otherwise: see rotary in the manifest",
+}
+"""What is behind a tensor that differs."""
 
 
 class TensorReport(Difference, frozen=True, kw_only=True):
@@ -24,6 +36,20 @@ class TensorReport(Difference, frozen=True, kw_only=True):
     phase: Phase
     tensor: str
     sample: str
+
+    @property
+    def hint(self) -> str:
+        """Where to look."""
+        if self.tensor in HINTS:
+            return HINTS[self.tensor]
+        if self.tensor.startswith("layers."):
+            return "its weights, or the positions and caches that it is given, are not the same"
+        return "find the layer with --layers"
+
+    @property
+    def place(self) -> str:
+        """Where it is, in words."""
+        return f"{self.tensor} of {self.graph} ({self.phase}, {self.sample})"
 
 
 class KeptReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +67,7 @@ class KeptReport(msgspec.Struct, frozen=True, kw_only=True):
 class AnswerReport(msgspec.Struct, frozen=True, kw_only=True):
     """One answer from picture to text; ``overlaps`` are of the kept indices, stage by stage.
 
-    ``failure`` says why there is none.
+    ``failure`` says why there is none, ``grid_failure`` what of the recipe's grid was not kept.
     """
 
     sample: str
@@ -51,6 +77,7 @@ class AnswerReport(msgspec.Struct, frozen=True, kw_only=True):
     num_equal_tokens: int = 0
     overlaps: tuple[float, ...] = ()
     failure: str | None = None
+    grid_failure: str | None = None
 
     @property
     def summary(self) -> str:
@@ -92,7 +119,7 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def verdict(self) -> Verdict:
         """What of this a receipt keeps."""
-        worst = max(self.tensors, key=lambda each: each.severity)
+        worst = max(self.tensors, key=lambda each: each.severity, default=None)
         answers = [each for each in self.answers if each.failure is None]
         overlaps = [each.overlap for each in self.kept]
         overlaps += [share for each in answers for share in each.overlaps]
@@ -105,9 +132,9 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
             failure=self.failure,
             lowest_cosine=self.lowest_cosine,
             lowest_overlap=self.lowest_overlap,
-            worst_cosine=min(each.cosine for each in self.tensors),
-            worst_output=f"{worst.tensor} of {worst.graph} ({worst.phase}, {worst.sample})",
-            max_abs=max(each.max_abs for each in self.tensors),
+            worst_cosine=min((each.cosine for each in self.tensors), default=1.0),
+            worst_output="" if worst is None else worst.place,
+            max_abs=max((each.max_abs for each in self.tensors), default=0.0),
             num_not_finite=sum(each.num_not_finite for each in self.tensors),
             worst_overlap=min(overlaps, default=1.0),
             num_equal_tokens=sum(each.num_equal_tokens for each in answers),
@@ -126,36 +153,57 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def failure(self) -> str | None:
         """What differs too much first, and what to do; None where nothing does."""
+        return next(self._failures(), None)
+
+    def _failures(self) -> Iterator[str]:
         bad = self.first_bad
         pair = f"{self.tested} differs from {self.reference}"
         if bad is not None and (bad.num_not_finite or bad.reference_num_not_finite):
-            return (
-                f"{pair}: {bad.tensor} of {bad.graph} ({bad.phase}, {bad.sample}) is the first "
-                f"with values that are not finite: {bad.num_not_finite}, in the reference "
-                f"{bad.reference_num_not_finite}; with fp16 this is an overflow, export with "
+            yield (
+                f"{pair}: {bad.place} is the first with values that are not finite: "
+                f"{bad.num_not_finite}, in the reference {bad.reference_num_not_finite}, first "
+                f"{bad.first_not_finite}; with fp16 this is an overflow, export with "
                 f"--precision fp32"
             )
-        if bad is not None:
-            return (
-                f"{pair}: {bad.tensor} of {bad.graph} ({bad.phase}, {bad.sample}) is the first "
-                f"with a cosine below {self.lowest_cosine:g}: {bad.cosine:.6f}, largest "
-                f"difference {bad.max_abs:.3g}; find the layer with --layers"
+        elif bad is not None:
+            yield (
+                f"{pair}: {bad.place} is the first with a cosine below {self.lowest_cosine:g}: "
+                f"{bad.cosine:.6f}, largest difference {bad.max_abs:.3g}; {bad.hint}"
             )
         for each in self.kept:
             if not each.is_top_k:
-                return (
+                yield (
                     f"{pair}: {each.graph} ({each.sample}) does not keep the best rows by its own "
                     f"scores; its selection is wrong, build it without a plugin and compare"
                 )
             if each.overlap < self.lowest_overlap:
-                return (
+                yield (
                     f"{pair}: {each.graph} ({each.sample}) keeps {each.overlap:.1%} of the "
                     f"reference's rows, less than {self.lowest_overlap:.1%}"
                 )
         for answer in self.answers:
+            if answer.grid_failure is not None:
+                yield f"{self.tested} ({answer.sample}): {answer.grid_failure}"
             if answer.failure is not None:
-                return f"{pair}: no answer to {answer.sample}: {answer.failure}"
-        return None
+                yield f"{pair}: no answer to {answer.sample}: {answer.failure}"
+
+
+class ChainReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that was compared of one bundle, and why the rest was not."""
+
+    bundle: str
+    passed: bool
+    reports: tuple[VerifyReport, ...]
+    skipped: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Refuse what differs too much.
+
+        Raises:
+            ParityError: of the first comparison that failed.
+        """
+        for report in self.reports:
+            report.check()
 
 
 def worst_samples(tensors: Sequence[TensorReport]) -> tuple[TensorReport, ...]:

@@ -61,6 +61,9 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         seed: of the criterion ``random``.
         pre_prune: criterion before the decoder, on vision features, of a request that names none.
         pre_keep_ratio: share of the visual tokens that it lets into the decoder.
+        lowest_cosine: what `verify` asks of every output of every graph; None is by precision,
+            see ``lowest_cosine`` in ``feather_edge.recipes.precision``.
+        lowest_overlap: share of the reference's kept rows that it asks for.
     """
 
     stages: tuple[int, ...] | None = None
@@ -78,6 +81,8 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     seed: int = 0
     pre_prune: PreCriterionName = "none"
     pre_keep_ratio: float = 0.5
+    lowest_cosine: float | None = None
+    lowest_overlap: float = 0.9
 
     def __post_init__(self) -> None:
         check_choice("prune", self.prune, get_args(CriterionName))
@@ -92,6 +97,10 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 "value has two stages in the paper, so give one for each stage"
             )
         check_keep_ratio("pre_keep_ratio", (self.pre_keep_ratio,), None)
+        for name, least in (("lowest_cosine", -1), ("lowest_overlap", 0)):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= 1:
+                raise RecipeError(f"{name} is {value}; it must be {least} to 1")
         for name in ("stride", "seed"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name} is {getattr(self, name)}; it must be 0 or more")
@@ -134,6 +143,8 @@ def override(
     seed: int | None = None,
     pre_prune: PreCriterionName | None = None,
     pre_keep_ratio: float | None = None,
+    lowest_cosine: float | None = None,
+    lowest_overlap: float | None = None,
 ) -> ExportRecipe:
     """Return `recipe` with the given options in place of its own; None keeps what it says.
 
@@ -156,6 +167,8 @@ def override(
         "seed": seed,
         "pre_prune": pre_prune,
         "pre_keep_ratio": pre_keep_ratio,
+        "lowest_cosine": lowest_cosine,
+        "lowest_overlap": lowest_overlap,
     }
     given = {name: value for name, value in options.items() if value is not None}
     return msgspec.structs.replace(recipe, **given)

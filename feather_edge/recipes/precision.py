@@ -20,6 +20,32 @@ IN_OPSET_18 = ("fp32", "fp16")
 """Blocks came with opset 21, and TensorRT 10.3 has bfloat16 in few operators of ours."""
 MIN_BLOCK_SIZE = 16
 
+LOWEST_COSINE: dict[Precision, float] = {
+    "fp32": 0.9999, "fp16": 0.99, "bf16": 0.99, "int8": 0.99, "int8-dynamic": 0.99, "int4": 0.99,
+}  # fmt: skip
+"""Of two backends with equal weights. ONNX Runtime rounds to 8 bits what enters layers of int8 and
+int4 weights, engines do not, so no more can be asked than with fp16."""
+LOWEST_CHECKPOINT_COSINE: dict[Precision, float] = {
+    **LOWEST_COSINE, "int8-dynamic": 0.95, "int4": 0.9,
+}  # fmt: skip
+"""Of a bundle and its checkpoint in float32: what rounding weights costs is in it."""
+
+
+def lowest_cosine(recipe: ExportRecipe, *, to_checkpoint: bool = False) -> float:
+    """Return what `verify` asks of every output: the recipe's own, or by the coarsest precision.
+
+    Args:
+        recipe: of the bundle.
+        to_checkpoint: whether it is compared with its checkpoint, not with another backend.
+    """
+    if recipe.lowest_cosine is not None:
+        return recipe.lowest_cosine
+    table = LOWEST_CHECKPOINT_COSINE if to_checkpoint else LOWEST_COSINE
+    head = head_precision(recipe)
+    parts = [recipe.precision, vision_precision(recipe)]
+    parts += [] if head == "float" else [head]
+    return min(table[part] for part in parts)
+
 
 def vision_precision(recipe: ExportRecipe) -> Precision:
     """Return the vision encoder's precision."""

@@ -121,6 +121,7 @@ _ABSENT = {
     "head_precision": "float with a float precision, int8 with any other",
     "activations": "fp32, where weights are integers",
     "opset": "every form that can hold the precision",
+    "lowest_cosine": "by precision",
     "shared_memory_mib": "the GPU has memory of its own",
     "timing_cache": "in the user's cache folder",
 }
