@@ -60,6 +60,12 @@ chain_options = all_of(
         help="Rounds of the benchmark that count.",
     ),
     click.option(
+        "--against-checkpoint",
+        is_flag=True,
+        help="Verify the graphs against CHECKPOINT in transformers too (extra `torch`); needs "
+        "memory for all of it.",
+    ),
+    click.option(
         "--from-stage",
         type=click.Choice(STAGES),
         show_default="the first that is not up to date",
@@ -97,6 +103,7 @@ def read_deployment(
     plugin: Path | None,
     warmup: int | None,
     repeat: int | None,
+    against_checkpoint: bool,
     force: bool,
     recipe: str | None,
     **options: Any,
@@ -117,6 +124,7 @@ def read_deployment(
         target=wanted,
         recipe=suit_recipe(asked, wanted, is_named=options["precision"] is not None),
         plugin=plugin,
+        against_checkpoint=against_checkpoint,
         force=force,
         **only_given(warmup=warmup, repeat=repeat),
     )

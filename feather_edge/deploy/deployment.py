@@ -33,6 +33,7 @@ class Deployment:
         plugin: library of the selection op for engines, or None.
         warmup: rounds of the benchmark that do not count.
         repeat: rounds that count.
+        against_checkpoint: compare the graphs with the checkpoint in transformers, too.
         force: go on where it does not fit, and replace a bundle of another origin.
     """
 
@@ -43,6 +44,7 @@ class Deployment:
     plugin: Path | None = None
     warmup: int = DEFAULT_WARMUP
     repeat: int = DEFAULT_REPEAT
+    against_checkpoint: bool = False
     force: bool = False
 
     @cached_property

@@ -12,26 +12,21 @@ from feather_edge.bench import Settings, benchmark, scene_requests
 from feather_edge.bundle import Bundle
 from feather_edge.checkpoint.identity import checkpoint_identity
 from feather_edge.deploy.deployment import Outcome, Stage
-from feather_edge.deploy.pictures import draw_kept_tokens
+from feather_edge.deploy.verification import is_verified, run_verify
 from feather_edge.engine_record import read_record
 from feather_edge.engines.build import build_engines
-from feather_edge.engines.plan import expected_environment, plan_engines
 from feather_edge.engines.process import describe_environment
 from feather_edge.engines.record import file_hash
 from feather_edge.errors import BackendError, BundleError
 from feather_edge.export.pipeline import export
-from feather_edge.manifest import RECEIPT_FILE
 from feather_edge.platform_facts import package_version
 from feather_edge.runtime.backends import create_backend
 from feather_edge.runtime.fingerprint import fingerprint
-from feather_edge.runtime.receipt import write_receipt
 from feather_edge.runtime.session import default_pruning
-from feather_edge.verify import verify
 
 if TYPE_CHECKING:
+    from feather_edge.bench.report import Report
     from feather_edge.deploy.deployment import Work
-    from feather_edge.deploy.target import Target
-    from feather_edge.evaluate.parity_report import VerifyReport
 
 __all__ = ["BENCH", "BUILD_ENGINE", "CHAIN", "EXPORT", "FIT", "VERIFY"]
 
@@ -161,47 +156,12 @@ def _is_built(work: Work) -> bool:
 # -- verify ------------------------------------------------------------------------------------
 
 
-def _verify(work: Work) -> Outcome:
-    target, bundle = work.target, Bundle.open(work.folder)
-    report = _compared(work, bundle)
-    report.check()
-    verdict = report.verdict
-    write_receipt(bundle, verdict)
-    pictures = draw_kept_tokens(bundle, backend=_backend_here(target), target=_target_here(target))
-    named = msgspec.structs.replace(report, bundle=work.deployment.output.name)
-    return Outcome(
-        summary=(
-            f"{report.tested} against {report.reference}: worst cosine "
-            f"{verdict.worst_cosine:.6f}, {verdict.num_equal_tokens} of {verdict.num_tokens} "
-            f"tokens of answers equal"
-        ),
-        status="done" if target.obstacle is None else "to-do",
-        reason=target.obstacle,
-        result={"parity": msgspec.to_builtins(named), "pictures": pictures},
-    )
-
-
-def _is_verified(work: Work) -> bool:
-    rows = work.result("verify")["pictures"]
-    files = [RECEIPT_FILE, *(picture["file"] for row in rows for picture in row)]
-    return all((work.folder / file).is_file() for file in files)
-
-
-def _compared(work: Work, bundle: Bundle) -> VerifyReport:
-    """Compare what runs on the target; elsewhere, the form of the graphs it is built from."""
-    target = work.target
-    if target.obstacle is None:
-        name = None if target.engines is None else target.name
-        return verify(bundle, backend=target.backend, target=name)
-    assert target.engines is not None  # noqa: S101 - only engines have an obstacle
-    plans = plan_engines(
-        bundle,
-        target.engines,
-        expected_environment(target.engines),
-        target=target.name,
-        plugin=work.deployment.plugin,
-    )
-    return verify(bundle, backend="onnxruntime", opset=plans[0].record.opset)
+def _verify_inputs(work: Work) -> dict[str, str]:
+    return {
+        **_run_inputs(work),
+        "against-checkpoint": str(work.deployment.against_checkpoint),
+        "torch": str(package_version("torch")) if work.deployment.against_checkpoint else "unused",
+    }
 
 
 # -- bench -------------------------------------------------------------------------------------
@@ -224,7 +184,7 @@ def _bench(work: Work) -> Outcome:
     settings = Settings(
         pruning=default_pruning(bundle),
         backend=target.backend,
-        target=_target_here(target),
+        target=target.target_here,
         warmup=work.deployment.warmup,
         repeat=work.deployment.repeat,
     )
@@ -239,10 +199,18 @@ def _bench(work: Work) -> Outcome:
     environment = msgspec.structs.replace(report.environment, bundle=work.deployment.output.name)
     named = msgspec.structs.replace(report, environment=environment)
     return Outcome(
-        summary=f"{work.deployment.repeat} rounds, unpruned and pruned in turn",
+        summary=_bench_summary(report),
         bench=msgspec.to_builtins(named),
         peak_rss_mib=report.session.peak_rss_mib,
     )
+
+
+def _bench_summary(report: Report) -> str:
+    asked = report.pruned or report.unpruned
+    text = f"first token after {asked.ttft_ms:.3g} ms"
+    if report.ratio is not None:
+        text += f", prefill takes {report.ratio.prefill:.2f} of its unpruned time"
+    return text
 
 
 # -- what several share ------------------------------------------------------------------------
@@ -251,19 +219,10 @@ def _bench(work: Work) -> Outcome:
 def _run_inputs(work: Work) -> dict[str, str]:
     """Return what a run of the bundle depends on: bundle, engines, software and machine."""
     target, bundle = work.target, Bundle.open(work.folder)
-    backend = create_backend(_backend_here(target), bundle, target=_target_here(target))
+    backend = create_backend(target.backend_here, bundle, target=target.target_here)
     found: dict[str, Any] = msgspec.to_builtins(fingerprint(bundle, backend))
     inputs = {name.replace("_", "-"): str(value) for name, value in found.items()}
     return {**inputs, "target": target.name, "this machine": str(target.obstacle)}
-
-
-def _backend_here(target: Target) -> str:
-    return target.backend if target.obstacle is None else "onnxruntime"
-
-
-def _target_here(target: Target) -> str | None:
-    """Return whose engines run here, None where graphs do."""
-    return None if target.engines is None or target.obstacle is not None else target.name
 
 
 def _hash(struct: msgspec.Struct | None) -> str:
@@ -273,6 +232,6 @@ def _hash(struct: msgspec.Struct | None) -> str:
 FIT = Stage(name="fit", inputs=_fit_inputs, run=_fit)
 EXPORT = Stage(name="export", inputs=_export_inputs, run=_export, is_intact=_is_exported)
 BUILD_ENGINE = Stage(name="build-engine", inputs=_build_inputs, run=_build, is_intact=_is_built)
-VERIFY = Stage(name="verify", inputs=_run_inputs, run=_verify, is_intact=_is_verified)
+VERIFY = Stage(name="verify", inputs=_verify_inputs, run=run_verify, is_intact=is_verified)
 BENCH = Stage(name="bench", inputs=_bench_inputs, run=_bench)
 CHAIN = (FIT, EXPORT, BUILD_ENGINE, VERIFY, BENCH)

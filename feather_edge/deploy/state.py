@@ -149,7 +149,7 @@ def _read(file: Path, kind: type[_Document]) -> _Document | None:
     try:
         document = strict_json.read(file, max_bytes=MAX_BYTES)
         version = document.get("format_version") if isinstance(document, dict) else None
-        if version != FORMAT_VERSION:
+        if type(version) is not int or version != FORMAT_VERSION:
             raise BundleError(
                 f"{file} has format version {version!r}; this feather-edge reads version "
                 f"{FORMAT_VERSION}, so {remedy}"

@@ -45,6 +45,16 @@ class Target:
         """Whether what it runs can be made here; TensorRT-RTX alone builds without a GPU."""
         return self.obstacle is None or self.backend == "tensorrt-rtx"
 
+    @property
+    def backend_here(self) -> str:
+        """What runs here: on another machine than the target, the graphs."""
+        return self.backend if self.obstacle is None else "onnxruntime"
+
+    @property
+    def target_here(self) -> str | None:
+        """Whose engines run here; None where graphs do."""
+        return None if self.engines is None or self.obstacle is not None else self.name
+
     @cached_property
     def obstacle(self) -> str | None:
         """Why this machine is not the target; None where it is, and must not fail."""

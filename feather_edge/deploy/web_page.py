@@ -66,7 +66,7 @@ def render(folder: Path, report: DeployReport) -> str:
     bundle = Bundle.open(folder)
     stages = {stage.name: stage for stage in report.stages}
     bench = None if report.bench is None else msgspec.convert(report.bench, Report)
-    parity = msgspec.convert(stages["verify"].result["parity"], VerifyReport)
+    parity = msgspec.convert(stages["verify"].result["parity"], list[VerifyReport])
     return environment.get_template(TEMPLATE).render(
         version=__version__,
         report=report,
@@ -109,13 +109,16 @@ def _pictures(folder: Path, rows: list[list[dict[str, str]]]) -> list[list[dict[
     ]
 
 
-def _parity_line(parity: VerifyReport) -> dict[str, Any]:
-    """Return the least cosine, never rounded up to what it is not, and equal tokens."""
-    least = min((tensor.cosine for tensor in parity.tensors), default=1.0)
+def _parity_line(parity: list[VerifyReport]) -> dict[str, Any] | None:
+    """Return the worst cosine, never rounded up to what it is not, and equal tokens."""
+    verdicts = [report.verdict for report in parity]
+    if not verdicts:
+        return None
+    worst = min(verdict.worst_cosine for verdict in verdicts)
     return {
-        "cosine": f"{math.floor(least * 1e5) / 1e5:.5f}",
-        "equal": sum(answer.num_equal_tokens for answer in parity.answers),
-        "total": sum(answer.num_tokens for answer in parity.answers),
+        "cosine": f"{math.floor(worst * 1e5) / 1e5:.5f}",
+        "equal": sum(verdict.num_equal_tokens for verdict in verdicts),
+        "total": sum(verdict.num_tokens for verdict in verdicts),
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 from support.killing import MEASURED, deployment, tree
 
 from feather_edge.bundle import Bundle
-from feather_edge.deploy import stages
+from feather_edge.deploy import verification
 from feather_edge.deploy.chain import deploy
 from feather_edge.deploy.deployment import Watch
 from feather_edge.deploy.dry_run import dry_run
@@ -186,7 +186,7 @@ def test_a_failure_leaves_the_earlier_bundle_and_what_was_done(
         raise ParityError("logits differ")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "verify", differ)
+        patch.setattr(verification, "verify", differ)
         message = r"^verify: logits differ; .*\.bundle\.unfinished has what was done, go on with"
         with pytest.raises(ParityError, match=message):
             deploy(asked(keep_ratio=0.4))
@@ -206,7 +206,8 @@ def test_another_machine_is_left_what_only_it_can_do(source: Path, tmp_path: Pat
         f"--from-stage build-engine"
     )
     verified = report.stages[3]
-    assert verified.result["parity"]["tested"] == "onnxruntime with opset 18"
+    (compared,) = verified.result["parity"]
+    assert compared["tested"] == "onnxruntime with opset 18"
     assert "no NVIDIA GPU was found here" in (verified.reason or "")
     assert report.bench is None
     page = (output / "report.html").read_text()
