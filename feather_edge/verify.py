@@ -212,7 +212,7 @@ def verify(
     # 3. The backend under test runs every graph on the same inputs, 4. and answers on its own.
     if opset is None:
         tested = create_backend(backend, bundle, target=target, cuda_graphs=cuda_graphs)
-        name = backend if target is None else f"{backend} for {target}"
+        name = backend if tested.target is None else f"{backend} for {tested.target}"
     else:
         tested = _FormBackend(bundle, opset, layers=layers)
         name = f"{backend} with opset {opset}"

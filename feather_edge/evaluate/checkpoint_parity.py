@@ -162,14 +162,14 @@ def _compare_run(
             (run.spec.name, name, run.inputs[name][0], expected[name]) for name in sorted(tables)
         ]
     for name, values in run.outputs.items():
-        key = last if name == "kept_hidden_states" else name
-        if key in expected:
-            pairs.append((run.spec.name, name, values[0].reshape(expected[key].shape),
-                          expected[key]))  # fmt: skip
+        theirs = expected.get(last if name == "kept_hidden_states" else name)
+        if theirs is None or (name.startswith("present.") and theirs.shape != values[0].shape):
+            continue  # transformers forgets what no window sees any more
+        pairs.append((run.spec.name, name, values[0].reshape(theirs.shape), theirs))
     for graph, name, found, reference in pairs:
         yield TensorReport(
             graph=graph,
-            phase=run.phase,
+            phase="images" if graph == bundle.vision_encoder.name else run.phase,
             tensor=name,
             sample=run.sample,
             **msgspec.structs.asdict(compare(found, reference)),

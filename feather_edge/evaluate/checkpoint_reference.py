@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from feather_edge.errors import BackendError
+from feather_edge.graphs import cache_names
 from feather_edge.images import load_image
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class CheckpointAnswer:
     Attributes:
         prompt_ids: [S], a placeholder for each visual token.
         tensors: ``inputs_embeds`` [S, D], ``cos`` and ``sin`` [S, Dh/2] where the decoder has one
-            table of them, layers' outputs [S, D] by ``LAYER``, ``logits`` [V] of the last row.
+            table of them, layers' outputs [S, D] by ``LAYER``, caches
+            [Hkv, S, Dh] by ``cache_names``, ``logits`` [V] of the last row.
         token_ids: of the greedy answer, the end token left out.
         text: the answer.
     """
@@ -115,7 +117,11 @@ class CheckpointReference:
         ids = inputs["input_ids"]
         answer = CheckpointAnswer(prompt_ids=ids[0].numpy())
         with self._watched(answer.tensors, layers):
-            output = self._model(**inputs, logits_to_keep=1)
+            output = self._model(**inputs, logits_to_keep=1, use_cache=True)
+        for layer, cached in enumerate(output.past_key_values.layers):
+            names = cache_names("present", range(layer, layer + 1))
+            for name, values in zip(names, (cached.keys, cached.values), strict=True):
+                answer.tensors[name] = values[0].numpy()
         answer.tensors["logits"] = output.logits[0, -1].numpy()
         ends = self._manifest.eos_token_ids
         self._model.generation_config = self._config(

@@ -44,6 +44,8 @@ class TensorReport(Difference, frozen=True, kw_only=True):
             return HINTS[self.tensor]
         if self.tensor.startswith("layers."):
             return "its weights, or the positions and caches that it is given, are not the same"
+        if self.tensor.endswith(".key"):
+            return "keys hold positions: those, or weights up to here, are not the same"
         return "find the layer with --layers"
 
     @property

@@ -16,6 +16,7 @@ from feather_edge.engine_record import records_sha256
 from feather_edge.errors import BundleError
 from feather_edge.locking import exclusive
 from feather_edge.manifest import RECEIPT_FILE
+from feather_edge.runtime.backend_names import BACKEND_NAMES
 from feather_edge.runtime.fingerprint import difference, library
 from feather_edge.staging import write_whole
 
@@ -144,7 +145,9 @@ def subject(bundle: Bundle, backend: Backend) -> Subject:
 def verification(bundle: Bundle, backend: Backend) -> Verification:
     """Return whether what ``backend`` runs of a bundle is what was verified."""
     here = subject(bundle, backend)
-    command = f"feather-edge verify {bundle.path} --backend {here.backend}"
+    command = f"feather-edge verify {bundle.path}"
+    if here.backend in BACKEND_NAMES:  # a robot's own backend has no name there
+        command += f" --backend {here.backend}"
     if here.target is not None:
         command += f" --target {here.target}"
     try:
@@ -166,7 +169,10 @@ def verification(bundle: Bundle, backend: Backend) -> Verification:
     for verdict in current:
         if verdict.failure is not None:
             return Verification(state="failed", reason=verdict.failure)
-    references = ", ".join(verdict.reference for verdict in current)
+    references = ", ".join(
+        verdict.reference if verdict.form is None else f"its own form of opset {verdict.form}"
+        for verdict in current
+    )
     cosine = min(verdict.worst_cosine for verdict in current)
     reason = f"against {references}; worst cosine {cosine:.6f}"
     return Verification(state="verified", reason=reason)

@@ -45,7 +45,7 @@ def run(*arguments: str | Path, status: int = 0) -> Any:
 
 def test_both_forms_agree(exported: Bundle) -> None:
     result = run(exported.path, "--backend", "onnxruntime", "--json")
-    report = json.loads(result.stdout)
+    (report,) = json.loads(result.stdout)["reports"]
     assert report["tested"] == "onnxruntime with opset 18"
     assert report["reference"] == "onnxruntime with opset 23"
     assert report["first_bad"] is None
@@ -72,8 +72,6 @@ def test_own_picture_and_question(exported: Bundle, tmp_path: Path) -> None:
 
 def spoilt(bundle: Bundle, folder: Path, value: float) -> Bundle:
     """Return a copy whose opset 18 form of decoder_1 adds ``value`` in one layer."""
-    import shutil
-
     shutil.copytree(bundle.path, folder)
     file = folder / "onnx" / "decoder_1.opset18.onnx"
     model = ir.load(file)
@@ -123,8 +121,8 @@ def test_a_value_that_is_no_number_is_named_where_it_appears(
 def test_engines_are_compared_the_same_way(exported: Bundle, tmp_path: Path) -> None:
     bundle = bundle_with_engines(exported, tmp_path / "bundle")
     result = run(bundle.path, "--backend", "tensorrt", "--target", TARGET, "--json")
-    report = json.loads(result.stdout)
-    assert report["tested"] == "tensorrt"
+    (report,) = json.loads(result.stdout)["reports"]
+    assert report["tested"] == f"tensorrt for {TARGET}"
     assert report["first_bad"] is None
     assert all(answer["num_equal_tokens"] == answer["num_tokens"] for answer in report["answers"])
 
@@ -133,7 +131,10 @@ def test_engines_are_compared_the_same_way(exported: Bundle, tmp_path: Path) -> 
 def test_a_wrong_engine_is_found(exported: Bundle, tmp_path: Path) -> None:
     bundle = bundle_with_engines(spoilt(exported, tmp_path / "spoilt", value=5.0), tmp_path / "b")
     result = run(bundle.path, "--backend", "tensorrt", status=1)
-    assert "Error: tensorrt differs from onnxruntime with opset 23: " in result.stderr
+    assert (
+        "Error: tensorrt for agx-orin-64gb differs from onnxruntime with opset 23: "
+        in result.stderr
+    )
     assert " of decoder_1 (prefill, 00.png) is the first with a cosine below" in result.stderr
 
 
@@ -169,7 +170,7 @@ def test_recorded_gathers_on_the_host_pass_through(exported: Bundle) -> None:
 
 def test_caches_in_place_agree_with_caches_that_grow(exported: Bundle) -> None:
     result = run(exported.path, "--backend", "onnxruntime", "--opset", "24", "--json")
-    report = json.loads(result.stdout)
+    (report,) = json.loads(result.stdout)["reports"]
     assert report["tested"] == "onnxruntime with opset 24"
     assert report["reference"] == "onnxruntime with opset 23"
     assert report["first_bad"] is None
@@ -185,7 +186,7 @@ def test_the_reference_may_have_caches_in_place_too(
     only = bundles(num_layers=4, recipe=ExportRecipe(opset="24")).bundle
     bundle = bundle_with_engines(only, tmp_path / "bundle", opset=24)
     result = run(bundle.path, "--backend", "tensorrt", "--target", TARGET)
-    assert "tensorrt against onnxruntime with opset 24" in result.stdout
+    assert f"tensorrt for {TARGET} against onnxruntime with opset 24" in result.stdout
 
 
 @pytest.mark.usefixtures("trt")

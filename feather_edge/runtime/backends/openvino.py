@@ -71,6 +71,8 @@ class OpenVinoBackend(Backend):
         """See ``Backend.upload``."""
         # OpenVINO shares only what lies in one piece, and what it may write: mapped files are not.
         array = np.ascontiguousarray(array)
+        if array.dtype.kind in "iu":  # it knows one of numpy's two types of 64 bits
+            array = array.view(array.dtype.name)
         return self._openvino.Tensor(array, shared_memory=array.flags.writeable)
 
     def download(self, tensor: Tensor) -> NDArray[Any]:
