@@ -97,9 +97,10 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a stage ended; fields are those of ``StageRecord`` and of ``Measured``.
+    """How a stage ended; fields are those of ``StageRecord`` and ``Cost``.
 
     Attributes:
+        measured: its report, if that is another one on every run.
         peak_rss_mib: of its largest process; None where that is this one.
     """
 
@@ -107,7 +108,7 @@ class Outcome:
     status: StageStatus = "done"
     reason: str | None = None
     result: dict[str, Any] = field(default_factory=dict)
-    bench: dict[str, Any] | None = None
+    measured: dict[str, Any] | None = None
     peak_rss_mib: float | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -52,7 +53,10 @@ class DeployPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def dry_run(deployment: Deployment, *, from_stage: StageName | None = None) -> DeployPlan:
-    """Return what ``deploy`` would do; arguments and errors as there."""
+    """Return what ``deploy`` would do; arguments and errors as there.
+
+    What does not fit is no error here: the plan says so.
+    """
     folder = Unfinished.of(deployment.output).folder
     ledger = open_ledger(deployment, folder, from_stage=from_stage)
     stages: list[PlannedStage] = []
@@ -60,12 +64,13 @@ def dry_run(deployment: Deployment, *, from_stage: StageName | None = None) -> D
         before = next((s.name for s in stages if s.what == "runs" and s.name != "fit"), None)
         what, why = _forecast(stage, ledger, folder, before)
         stages.append(PlannedStage(name=stage.name, what=what, why=why))
+    asked = dataclasses.replace(deployment, force=True)
     return DeployPlan(
         bundle=str(deployment.output),
         checkpoint=deployment.checkpoint,
         target=deployment.target.name,
         backend=deployment.target.backend,
-        fit=FIT.run(_work(ledger, folder)).result,
+        fit=FIT.run(_work(ledger, folder, asked)).measured or {},
         stages=tuple(stages),
     )
 
@@ -81,7 +86,7 @@ def _forecast(
     """Return what becomes of a stage; ``before`` is one that it depends on and that runs."""
     if ledger.is_before_start(stage.name):
         return "up-to-date", "taken as it is recorded"
-    work = _work(ledger, folder)
+    work = _work(ledger, folder, ledger.deployment)
     why = f"after {before}"
     if before is None:
         found = ledger.why_due(stage, stage.inputs(work), work)
@@ -100,5 +105,5 @@ def _where(stage: Stage, target: Target) -> tuple[What, str] | None:
     return None if target.obstacle is None else ("to-do", target.obstacle)
 
 
-def _work(ledger: Ledger, folder: Path) -> Work:
-    return Work(deployment=ledger.deployment, folder=folder, state=ledger.state, watch=Watch())
+def _work(ledger: Ledger, folder: Path, deployment: Deployment) -> Work:
+    return Work(deployment=deployment, folder=folder, state=ledger.state, watch=Watch())

@@ -55,7 +55,7 @@ class Ledger:
     def why_due(self, stage: Stage, inputs: dict[str, str], work: Work) -> str | None:
         """Return why a stage has to be done, None where it would only repeat itself."""
         record = self.state.stage(stage.name)
-        if record is None:
+        if record is None or stage.name not in self.measured.costs:
             return "not done yet"
         for name in sorted(record.inputs.keys() | inputs.keys()):
             if record.inputs.get(name) != inputs.get(name):
@@ -76,12 +76,16 @@ class Ledger:
                 result=outcome.result,
             )
         )
-        costs = {name: each for name, each in self.measured.stages.items() if self._has(name)}
-        bench = self.measured.bench if self._has("bench") else None
+        costs, reports = dict(self.measured.costs), dict(self.measured.reports)
+        costs[stage.name] = cost
+        reports.pop(stage.name, None)
+        if outcome.measured is not None:
+            reports[stage.name] = outcome.measured
+        done = {record.name for record in self.state.stages}
         self.measured = msgspec.structs.replace(
             self.measured,
-            stages={**costs, stage.name: cost},
-            bench=outcome.bench if stage.name == "bench" else bench,
+            costs={name: each for name, each in costs.items() if name in done},
+            reports={name: each for name, each in reports.items() if name in done},
         )
         self.new.append(stage.name)
 
@@ -89,9 +93,6 @@ class Ledger:
         """Write it all into a bundle folder; what is done last, so that it is never ahead."""
         write_measured(folder, self.measured)
         write_state(folder, self.state)
-
-    def _has(self, name: StageName) -> bool:
-        return self.state.stage(name) is not None
 
 
 def open_ledger(

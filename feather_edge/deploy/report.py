@@ -47,6 +47,7 @@ class DeployReport(msgspec.Struct, frozen=True, kw_only=True):
         next_command: what to type there, with the bundle copied; None if it is complete.
         page: the report for a browser.
         stages: in their order.
+        fit: what ``feather-edge fit --json`` prints.
         bench: what ``feather-edge bench --json`` prints; None before the target was measured.
     """
 
@@ -58,12 +59,13 @@ class DeployReport(msgspec.Struct, frozen=True, kw_only=True):
     next_command: str | None
     page: str
     stages: tuple[StageReport, ...]
+    fit: dict[str, Any]
     bench: dict[str, Any] | None
 
 
 def describe(ledger: Ledger) -> DeployReport:
     """Return what a ledger says."""
-    deployment, costs = ledger.deployment, ledger.measured.stages
+    deployment, costs = ledger.deployment, ledger.measured.costs
     to_do = [record.name for record in ledger.state.stages if record.status == "to-do"]
     return DeployReport(
         bundle=str(deployment.output),
@@ -86,7 +88,8 @@ def describe(ledger: Ledger) -> DeployReport:
             )
             for record in ledger.state.stages
         ),
-        bench=ledger.measured.bench,
+        fit=ledger.measured.reports["fit"],
+        bench=ledger.measured.reports.get("bench"),
     )
 
 
@@ -98,7 +101,7 @@ def table_rows(report: DeployReport) -> list[tuple[str | float, ...]]:
             WORDS[stage.status] if stage.is_new or stage.status != "done" else "up to date",
             stage.seconds,
             round(stage.peak_rss_mib),
-            stage.summary,
+            f"{report.fit['verdict']}: {stage.summary}" if stage.name == "fit" else stage.summary,
         )
         for stage in report.stages
     ]

@@ -10,6 +10,7 @@ import msgspec
 from feather_edge import __version__
 from feather_edge.bench import Settings, benchmark, scene_requests
 from feather_edge.bundle import Bundle
+from feather_edge.checkpoint import resolve_checkpoint
 from feather_edge.checkpoint.identity import checkpoint_identity
 from feather_edge.deploy.deployment import Outcome, Stage
 from feather_edge.deploy.verification import is_verified, run_verify
@@ -19,6 +20,7 @@ from feather_edge.engines.process import describe_environment
 from feather_edge.engines.record import file_hash
 from feather_edge.errors import BackendError, BundleError
 from feather_edge.export.pipeline import export
+from feather_edge.fit import require_fit
 from feather_edge.platform_facts import package_version
 from feather_edge.runtime.backends import create_backend
 from feather_edge.runtime.fingerprint import fingerprint
@@ -35,11 +37,28 @@ __all__ = ["BENCH", "BUILD_ENGINE", "CHAIN", "EXPORT", "FIT", "VERIFY"]
 
 
 def _fit_inputs(work: Work) -> dict[str, str]:
-    return {**_export_inputs(work), "target": _hash(work.target.engines)}
+    folder = resolve_checkpoint(work.deployment.checkpoint, with_weights=False)
+    return {
+        "checkpoint": checkpoint_identity(folder, with_weights=False),
+        "recipe": _hash(work.deployment.recipe),
+        "feather-edge": __version__,
+        "target": _hash(work.target.engines),
+        "this machine": str(work.target.obstacle),
+    }
 
 
 def _fit(work: Work) -> Outcome:
-    return Outcome(summary="fits")
+    deployment, target = work.deployment, work.target
+    report = require_fit(
+        deployment.checkpoint,
+        force=deployment.force,
+        target=None if target.engines is None else target.spelling,
+        recipe=deployment.recipe,
+        stages=("export", "build", "run") if target.builds_here else ("build", "run"),
+        folder=deployment.output.parent,
+    )
+    peaks = ", ".join(f"{stage.name} {stage.peak_mib:.0f}" for stage in report.stages)
+    return Outcome(summary=f"peaks in MiB: {peaks}", measured=report.to_dict())
 
 
 # -- export ------------------------------------------------------------------------------------
@@ -200,7 +219,7 @@ def _bench(work: Work) -> Outcome:
     named = msgspec.structs.replace(report, environment=environment)
     return Outcome(
         summary=_bench_summary(report),
-        bench=msgspec.to_builtins(named),
+        measured=msgspec.to_builtins(named),
         peak_rss_mib=report.session.peak_rss_mib,
     )
 

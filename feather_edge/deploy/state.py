@@ -111,11 +111,17 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All of ``deploy/measured.json``; ``bench`` is what ``feather-edge bench --json`` prints."""
+    """All of ``deploy/measured.json``.
+
+    Attributes:
+        format_version: of this file.
+        costs: of the stages.
+        reports: of ``fit`` and ``bench``, what the command of that name prints with ``--json``.
+    """
 
     format_version: int
-    stages: dict[StageName, Cost] = {}
-    bench: dict[str, Any] | None = None
+    costs: dict[StageName, Cost] = {}
+    reports: dict[StageName, dict[str, Any]] = {}
 
 
 def read_state(bundle: Path) -> DeployState | None:

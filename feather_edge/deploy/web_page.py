@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jinja2
 import msgspec
@@ -16,18 +16,24 @@ from feather_edge.bench.plot import parts
 from feather_edge.bench.report import Report
 from feather_edge.bundle import Bundle
 from feather_edge.deploy.figures import bar_chart, step_chart
-from feather_edge.errors import RequestError
+from feather_edge.errors import BundleError, RequestError
 from feather_edge.evaluate.parity_report import VerifyReport
+from feather_edge.fit import FitReport
 from feather_edge.inspection import prefill_report
 from feather_edge.staging import write_whole
 
 if TYPE_CHECKING:
     from feather_edge.deploy.report import DeployReport
+    from feather_edge.deploy.state import StageName
 
 __all__ = ["PAGE_FILE", "copy_page", "render", "write_page"]
 
 PAGE_FILE = "report.html"
 TEMPLATE = "report.html.jinja"
+MEASURED_IN: dict[str, StageName] = {"export": "export", "build": "build-engine", "run": "bench"}
+"""Which stage of a deployment shows what a stage of ``fit`` takes."""
+
+_Report = TypeVar("_Report")
 
 
 def write_page(folder: Path, report: DeployReport) -> None:
@@ -65,8 +71,9 @@ def render(folder: Path, report: DeployReport) -> str:
     )
     bundle = Bundle.open(folder)
     stages = {stage.name: stage for stage in report.stages}
-    bench = None if report.bench is None else msgspec.convert(report.bench, Report)
-    parity = msgspec.convert(stages["verify"].result["parity"], list[VerifyReport])
+    bench = None if report.bench is None else _read("bench", report.bench, Report)
+    parity = _read("verify", stages["verify"].result["parity"], list[VerifyReport])
+    fit = _read("fit", report.fit, FitReport)
     return environment.get_template(TEMPLATE).render(
         version=__version__,
         report=report,
@@ -76,10 +83,23 @@ def render(folder: Path, report: DeployReport) -> str:
         pictures=_pictures(folder, stages["verify"].result["pictures"]),
         parity=parity,
         parity_line=_parity_line(parity),
-        conditions=_conditions(bundle, bench),
+        fit=fit,
+        memory=_memory(fit, report),
         bench=bench,
         times=None if bench is None else _times(bench),
+        conditions=_conditions(bundle, bench),
     )
+
+
+def _read(name: StageName, document: object, kind: type[_Report]) -> _Report:
+    """Return the report of a stage as it was before it was written down."""
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        raise BundleError(
+            f"the record of {name} is of another feather-edge: {error}; do that stage again with "
+            f"--from-stage {name}"
+        ) from error
 
 
 def _schedule(bundle: Bundle) -> dict[str, Any]:
@@ -106,6 +126,19 @@ def _pictures(folder: Path, rows: list[list[dict[str, str]]]) -> list[list[dict[
             for picture in row
         ]
         for row in rows
+    ]
+
+
+def _memory(fit: FitReport, report: DeployReport) -> list[dict[str, Any]]:
+    """Return what each stage was to take, what there is for it, and what it took here."""
+    took = {stage.name: stage.peak_rss_mib for stage in report.stages if stage.status == "done"}
+    return [
+        {
+            "stage": stage,
+            "share": None if not stage.available_mib else stage.peak_mib / stage.available_mib,
+            "measured_mib": took.get(MEASURED_IN[stage.name]),
+        }
+        for stage in fit.stages
     ]
 
 

@@ -46,9 +46,9 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert read_state(tmp_path) is None
     assert read_measured(tmp_path) == Measured(format_version=FORMAT_VERSION)
     write_state(tmp_path, state(*STAGES))
-    write_measured(tmp_path, Measured(format_version=FORMAT_VERSION, bench={"pruned": None}))
+    write_measured(tmp_path, Measured(format_version=FORMAT_VERSION, reports={"bench": {}}))
     assert read_state(tmp_path) == state(*STAGES)
-    assert read_measured(tmp_path).bench == {"pruned": None}
+    assert read_measured(tmp_path).reports == {"bench": {}}
     assert sorted(path.name for path in (tmp_path / "deploy").iterdir()) == [
         "measured.json", "state.json",
     ]  # fmt: skip
