@@ -93,7 +93,7 @@ def verify_chain(
         RequestError: if there is nothing to compare.
         BackendError: if a backend is missing or fails, or an engine is of other files.
     """
-    rest = {"samples": samples, "layers": layers, "recipe": recipe}
+    rest: dict[str, Any] = {"samples": samples, "layers": layers, "recipe": recipe}
     # 1. Engines of other files need no device to be found.
     for name in engine_targets(bundle.path):
         for spec in (bundle.vision_encoder, *bundle.decoders):

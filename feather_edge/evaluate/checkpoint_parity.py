@@ -153,10 +153,10 @@ def _compare_run(
     last = LAYER.format(bundle.schedule.segments[index].last_layer)
     pairs: list[tuple[str, str, NDArray[Any], NDArray[Any]]] = []
     if index == 0:
-        embeds, theirs = run.inputs["inputs_embeds"][0], expected["inputs_embeds"]
+        embeds, entering = run.inputs["inputs_embeds"][0], expected["inputs_embeds"]
         vision = bundle.vision_encoder
-        pairs.append((vision.name, vision.outputs[0].name, embeds[is_image], theirs[is_image]))
-        pairs.append((run.spec.name, "inputs_embeds", embeds[~is_image], theirs[~is_image]))
+        pairs.append((vision.name, vision.outputs[0].name, embeds[is_image], entering[is_image]))
+        pairs.append((run.spec.name, "inputs_embeds", embeds[~is_image], entering[~is_image]))
         tables = {"cos", "sin"} & expected.keys() & run.inputs.keys()
         pairs += [
             (run.spec.name, name, run.inputs[name][0], expected[name]) for name in sorted(tables)

@@ -63,30 +63,24 @@ class CheckpointReference:
     """
 
     def __init__(self, folder: Path, manifest: BundleManifest) -> None:
-        try:
-            import torch
-            import transformers
-        except ImportError as error:
-            raise BackendError(
-                "the checkpoint runs in torch and transformers, of which one is not installed; "
-                "run: pip install 'feather-edge[torch]'"
-            ) from error
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        self._torch, self._manifest = torch, manifest
+        self._torch, transformers = _libraries()
+        self._manifest = manifest
         options = {"local_files_only": True, "trust_remote_code": False}
         try:
             self._processor = transformers.AutoProcessor.from_pretrained(folder, **options)
             self._model = transformers.AutoModelForImageTextToText.from_pretrained(
                 folder,
-                dtype=torch.float32,
+                dtype=self._torch.float32,
                 attn_implementation="eager",
                 use_safetensors=True,  # never a pickle
                 **options,
             ).eval()
         except Exception as error:  # of a damaged or unknown checkpoint it raises anything
+            wants = "torchvision" in str(error).lower()
+            remedy = "; its processor needs it: pip install torchvision" if wants else ""
             raise BackendError(
-                f"transformers {transformers.__version__} cannot open {folder}: {_line(error)}"
+                f"transformers {transformers.__version__} cannot open {folder}: "
+                f"{_line(error)}{remedy}"
             ) from error
         self._decoder = self._model.get_decoder()
         self._config = transformers.GenerationConfig
@@ -122,6 +116,9 @@ class CheckpointReference:
             names = cache_names("present", range(layer, layer + 1))
             for name, values in zip(names, (cached.keys, cached.values), strict=True):
                 answer.tensors[name] = values[0].numpy()
+        if _is_shifted(answer.tensors):
+            for name in [*cache_names("present", range(len(self._decoder.layers))), "cos", "sin"]:
+                answer.tensors.pop(name, None)
         answer.tensors["logits"] = output.logits[0, -1].numpy()
         ends = self._manifest.eos_token_ids
         self._model.generation_config = self._config(
@@ -131,7 +128,7 @@ class CheckpointReference:
         tokens = self._model.generate(**inputs)[0, ids.shape[1] :].tolist()
         stop = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
         answer.token_ids = tuple(tokens[:stop])
-        answer.text = self._processor.tokenizer.decode(tokens[:stop], skip_special_tokens=False)
+        answer.text = self._processor.tokenizer.decode(tokens[:stop], skip_special_tokens=True)
         return answer
 
     def _prepare(self, sample: Sample) -> dict[str, Any]:
@@ -145,14 +142,13 @@ class CheckpointReference:
         elif self._manifest.prompt.without_template == "lines":
             text = f"{self._processor.image_token}\n{sample.prompt}"
         start = self._processor.tokenizer.bos_token or "\0"
-        return dict(
-            self._processor(
-                images=[[load_image(sample.image)]],
-                text=text,
-                return_tensors="pt",
-                add_special_tokens=not text.startswith(start),
-            )
+        inputs = self._processor(
+            images=[[load_image(sample.image)]],
+            text=text,
+            return_tensors="pt",
+            add_special_tokens=not text.startswith(start),
         )
+        return {name: value for name, value in inputs.items() if name != "labels"}
 
     def _watched(
         self, tensors: dict[str, NDArray[np.float32]], layers: Collection[int]
@@ -186,6 +182,30 @@ class CheckpointReference:
         for hook in hooks:
             stack.callback(hook.remove)
         return stack
+
+
+def _libraries() -> tuple[Any, Any]:
+    """Return torch and transformers, which then keep to themselves what they do."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise BackendError(
+            "the checkpoint runs in torch and transformers, of which one is not installed; run: "
+            "pip install 'feather-edge[torch]'"
+        ) from error
+    logging: Any = transformers.utils.logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return torch, transformers
+
+
+def _is_shifted(tensors: dict[str, NDArray[np.float32]]) -> bool:
+    """Return whether positions start elsewhere than at 0, as PaliGemma's do.
+
+    Attention sees differences of positions alone, so tables and keys then tell nothing.
+    """
+    return "cos" in tensors and bool((tensors["cos"][0] != 1).any())
 
 
 def _line(error: Exception) -> str:
