@@ -7,6 +7,7 @@ The tree::
         UnsupportedModelError     ... or is read, but is of a kind that cannot be exported
       RecipeError                 a recipe, or an option that overrides one
       BundleError                 a bundle folder, its manifest or its graphs
+      FitError                    a model that needs more memory or disk than there is
       BuildError                  an engine that cannot be built, or does not fit this device
       BackendError                a backend that is missing or fails while it runs
       RequestError                an image, a prompt or an option of one request
@@ -26,6 +27,7 @@ __all__ = [
     "BundleError",
     "CheckpointError",
     "FeatherEdgeError",
+    "FitError",
     "ParityError",
     "RecipeError",
     "RequestError",
@@ -51,6 +53,10 @@ class RecipeError(FeatherEdgeError):
 
 class BundleError(FeatherEdgeError):
     """A bundle is missing, incomplete, damaged, or of a version that cannot be read."""
+
+
+class FitError(FeatherEdgeError):
+    """A model needs more memory or disk than a device has."""
 
 
 class BuildError(FeatherEdgeError):

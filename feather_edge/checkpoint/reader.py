@@ -49,6 +49,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
 }
 
+_CONFIG_DTYPES = {"bfloat16": _DTYPES["BF16"], "float16": _DTYPES["F16"]}
+"""As a config names them; anything else counts as float32."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorView:
@@ -94,6 +97,7 @@ class Checkpoint:
         config: config.json as it is.
         generation_config: generation_config.json as it is; empty if there is none.
         packed: how dense layers are packed, where they are quantised.
+        has_weights: whether there are tensors; a plan needs none, see ``plan``.
     """
 
     path: Path
@@ -101,6 +105,7 @@ class Checkpoint:
     generation_config: dict[str, Any]
     packed: PackedFormat | None
     _tensors: dict[str, TensorView]
+    has_weights: bool = True
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
@@ -114,6 +119,20 @@ class Checkpoint:
             UnsupportedModelError: it needs code of its own, or its weights are quantised in a
                 way that cannot be taken over.
         """
+        return cls._read(folder, needs_weights=True)
+
+    @classmethod
+    def plan(cls, folder: Path) -> Checkpoint:
+        """Open a folder that may have no weights yet: what is asked for then is taken as given.
+
+        Raises:
+            CheckpointError: as of ``open``, missing weights aside.
+            UnsupportedModelError: as of ``open``.
+        """
+        return cls._read(folder, needs_weights=False)
+
+    @classmethod
+    def _read(cls, folder: Path, *, needs_weights: bool) -> Checkpoint:
         if not folder.is_dir():
             state = "is a file" if folder.exists() else "does not exist"
             raise CheckpointError(
@@ -128,12 +147,28 @@ class Checkpoint:
         config = read_json_object(folder / CONFIG_FILE)
         _refuse_unsupported(folder, config)
         generation = folder / GENERATION_CONFIG_FILE
+        has_weights = needs_weights or _has_weights(folder)
         return cls(
             path=folder,
             config=config,
             generation_config=read_json_object(generation) if generation.is_file() else {},
             packed=read_packed_format(config),
-            _tensors=_find_tensors(folder),
+            _tensors=_find_tensors(folder) if has_weights else {},
+            has_weights=has_weights,
+        )
+
+    def planned(self, name: str, shape: tuple[int, ...]) -> TensorView:
+        """Return a view as of a tensor that is not here yet; it cannot be read."""
+        text = self.config.get("text_config")
+        parts = [self.config, *([text] if isinstance(text, dict) else [])]
+        given = (part.get(key) for part in parts for key in ("dtype", "torch_dtype"))
+        dtype = next((name for name in given if isinstance(name, str)), "")
+        return TensorView(
+            name=name,
+            shape=shape,
+            dtype=_CONFIG_DTYPES.get(dtype, np.dtype(np.float32)),
+            file=self.path / WEIGHTS_FILE,
+            offset=0,
         )
 
     def names(self) -> tuple[str, ...]:
@@ -180,6 +215,11 @@ def _refuse_unsupported(folder: Path, config: dict[str, Any]) -> None:
             f"{folder / CONFIG_FILE} has auto_map: the model needs Python code from its own "
             "folder, which is never run; use a checkpoint of a model_type that transformers has"
         )
+
+
+def _has_weights(folder: Path) -> bool:
+    # An index alone is what a plan fetches of the hub.
+    return any(file.suffix == ".safetensors" for file in folder.iterdir())
 
 
 def _find_tensors(folder: Path) -> dict[str, TensorView]:

@@ -12,15 +12,17 @@ DEMO = "demo"
 
 # Weights as safetensors; configs, tokenizer.json and templates. No pickle and no code is fetched.
 _ALLOW_PATTERNS = ["*.safetensors", "*.json", "*.jinja"]
+_PLAN_PATTERNS = ["*.json", "*.jinja"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def resolve_checkpoint(spec: str) -> Path:
+def resolve_checkpoint(spec: str, *, with_weights: bool = True) -> Path:
     """Return the local folder of a checkpoint; a hub id is downloaded first.
 
     Args:
         spec: a local folder, ``demo`` for the model that ships with the package, or a hub id
             ``organisation/name``. A local folder wins over a hub id of the same spelling.
+        with_weights: whether a download brings them; a plan does with a few small files.
 
     Raises:
         CheckpointError: nothing of that name, or the hub cannot be reached.
@@ -35,7 +37,7 @@ def resolve_checkpoint(spec: str) -> Path:
             f"checkpoint {spec} is a file; give the folder that holds config.json"
         )
     if _HUB_ID.fullmatch(spec) and not spec.endswith((".safetensors", ".json", ".bin")):
-        return _download(spec)
+        return _download(spec, _ALLOW_PATTERNS if with_weights else _PLAN_PATTERNS)
     raise CheckpointError(
         f"checkpoint {spec!r} does not exist; give a local folder, a hub id such as "
         f"llava-hf/llava-1.5-7b-hf, or {DEMO} for the model that ships with feather-edge"
@@ -51,7 +53,7 @@ def _demo_folder() -> Path:
     return folder
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, patterns: list[str]) -> Path:
     try:
         import huggingface_hub
     except ImportError as error:
@@ -60,7 +62,7 @@ def _download(hub_id: str) -> Path:
             "pip install 'feather-edge[hub]'"
         ) from error
     try:
-        folder = huggingface_hub.snapshot_download(hub_id, allow_patterns=_ALLOW_PATTERNS)
+        folder = huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns)
     except Exception as error:  # the client raises its own, httpx's and the system's errors
         cause = str(error).strip().splitlines()
         raise CheckpointError(

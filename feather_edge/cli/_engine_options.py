@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from feather_edge.cli._options import Callback
 
-__all__ = ["recipe_options"]
+__all__ = ["limit_options", "recipe_options"]
 
 _FROM_TARGET = "from the target"
 
@@ -26,6 +26,29 @@ def _limit(
     kind = click.IntRange(min=least, max=most)
     return click.option(flag, type=kind, show_default=_FROM_TARGET, help=help_text)
 
+
+limit_options = all_of(
+    _limit("--max-prompt-tokens", "Text tokens of a prompt, beside the visual ones."),
+    _limit("--max-visual-tokens", "Visual tokens of all images of a request."),
+    _limit("--max-cache-capacity", "Tokens of prompt and answer together, before pruning."),
+    _limit("--max-batch-size", "Sequences at once."),
+    click.option(
+        "--max-keep-ratio",
+        callback=parse_ratios,
+        metavar="R[,R...]",
+        show_default=_FROM_TARGET,
+        help="Largest share of visual tokens that may go on after each stage; less than 1 saves "
+        "memory and refuses requests that keep more.",
+    ),
+    _limit("--opt-prompt-tokens", "Text tokens that the engines are tuned for."),
+    click.option(
+        "--profiles",
+        type=click.Choice(get_args(EngineProfiles)),
+        show_default=_FROM_TARGET,
+        help="two: decoder engines tuned for prefill and for decode, weights stored for each. "
+        "one: tuned for prefill, weights stored once.",
+    ),
+)
 
 recipe_options = all_of(
     click.option(
@@ -53,26 +76,7 @@ recipe_options = all_of(
         show_default=_FROM_TARGET,
         help="Form of the graphs; auto takes the newest that the TensorRT version reads.",
     ),
-    _limit("--max-prompt-tokens", "Text tokens of a prompt, beside the visual ones."),
-    _limit("--max-visual-tokens", "Visual tokens of all images of a request."),
-    _limit("--max-cache-capacity", "Tokens of prompt and answer together, before pruning."),
-    _limit("--max-batch-size", "Sequences at once."),
-    click.option(
-        "--max-keep-ratio",
-        callback=parse_ratios,
-        metavar="R[,R...]",
-        show_default=_FROM_TARGET,
-        help="Largest share of visual tokens that may go on after each stage; less than 1 saves "
-        "memory and refuses requests that keep more.",
-    ),
-    _limit("--opt-prompt-tokens", "Text tokens that the engines are tuned for."),
-    click.option(
-        "--profiles",
-        type=click.Choice(get_args(EngineProfiles)),
-        show_default=_FROM_TARGET,
-        help="two: decoder engines tuned for prefill and for decode, weights stored for each. "
-        "one: tuned for prefill, weights stored once.",
-    ),
+    limit_options,
     _limit(
         "--builder-optimization-level",
         "0 builds fastest, 5 searches longest for fast engines.",
@@ -90,7 +94,13 @@ recipe_options = all_of(
         "--shared-memory-mib",
         type=click.IntRange(min=1),
         show_default=_FROM_TARGET,
-        help="Memory that CPU and GPU share; a dry run compares its estimates with it.",
+        help="Memory that CPU and GPU share; a model that needs more is refused.",
+    ),
+    click.option(
+        "--system-memory-mib",
+        type=click.IntRange(min=0),
+        show_default=_FROM_TARGET,
+        help="What of it the system itself takes.",
     ),
     click.option(
         "--timing-cache",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from feather_edge.cli._engine_options import recipe_options
+from feather_edge.cli._fit_report import report_fit
 from feather_edge.cli._options import emit_json, json_option
 from feather_edge.cli._parsers import parse_plugin
 from feather_edge.cli._progress import build_progress
@@ -41,7 +42,12 @@ if TYPE_CHECKING:
     show_default="none",
     help="Seconds after which the build of one engine is stopped.",
 )
-@click.option("-f", "--force", is_flag=True, help="Build engines that are up to date as well.")
+@click.option(
+    "-f",
+    "--force",
+    is_flag=True,
+    help="Build engines that are up to date as well, and those that may not fit into memory.",
+)
 @click.option("--dry-run", is_flag=True, help="Print profiles, memory, commands; build nothing.")
 @json_option
 def command(
@@ -64,6 +70,7 @@ def command(
     """
     from feather_edge.bundle import Bundle
     from feather_edge.engines.build import build_engines, describe_build
+    from feather_edge.fit import require_fit
     from feather_edge.recipes import load_engine_recipe, override_engine
 
     opened = Bundle.open(bundle)
@@ -73,6 +80,11 @@ def command(
         text, document = describe_build(opened, recipe, target=name, plugin=plugin)
         (emit_json if as_json else click.echo)(document if as_json else text)
         return
+    report_fit(
+        require_fit(
+            opened, target=target, engine_recipe=recipe, jobs=jobs, folder=bundle, force=force
+        )
+    )
     with build_progress() as on_phase:
         report = build_engines(
             opened, recipe, target=name, plugin=plugin, jobs=jobs, force=force,

@@ -8,6 +8,7 @@ import click
 
 from feather_edge.cli._deploy_options import chain_options, read_deployment
 from feather_edge.cli._export_options import precision_options
+from feather_edge.cli._fit_report import print_fit
 from feather_edge.cli._options import emit_json, json_option, pruning_options, stages_option
 from feather_edge.cli._progress import deploy_watch
 from feather_edge.cli._tables import print_table
@@ -66,6 +67,7 @@ def _plan(deployment: Deployment, from_stage: StageName | None, *, as_json: bool
     if as_json:
         emit_json(plan)
         return
+    print_fit(plan.fit)
     title = f"{plan.checkpoint} on {plan.target} would become {plan.bundle}"
     print_table(title, dry_run.COLUMNS, dry_run.table_rows(plan))
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from feather_edge.cli._export_options import precision_options
+from feather_edge.cli._fit_report import report_fit
 from feather_edge.cli._options import emit_json, json_option, pruning_options, stages_option
 from feather_edge.cli._progress import progress_bar
 from feather_edge.recipes import default_recipe_name, load_recipe, override
+
+if TYPE_CHECKING:
+    from feather_edge.fit import StageName
 
 
 @click.command(
@@ -36,7 +40,12 @@ from feather_edge.recipes import default_recipe_name, load_recipe, override
 )
 @pruning_options(default="from the recipe")
 @precision_options
-@click.option("-f", "--force", is_flag=True, help="Replace a bundle that exists.")
+@click.option(
+    "-f",
+    "--force",
+    is_flag=True,
+    help="Replace a bundle that exists, and export what may not fit into memory.",
+)
 @json_option
 def command(
     *,
@@ -55,8 +64,13 @@ def command(
     """
     from feather_edge.checkpoint import resolve_checkpoint
     from feather_edge.export.pipeline import export
+    from feather_edge.fit import require_fit
 
     effective = override(load_recipe(recipe or default_recipe_name(checkpoint)), **options)
+    stages: tuple[StageName, ...] = ("export",)
+    report_fit(
+        require_fit(checkpoint, recipe=effective, stages=stages, folder=output, force=force)
+    )
     folder = resolve_checkpoint(checkpoint)
     with progress_bar() as on_progress:
         bundle = export(folder, output, effective, force=force, on_progress=on_progress)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from feather_edge.deploy.deployment import Watch, Work
 from feather_edge.deploy.ledger import open_ledger
-from feather_edge.deploy.stages import BUILD_ENGINE, CHAIN, EXPORT, FIT
+from feather_edge.deploy.stages import BUILD_ENGINE, CHAIN, EXPORT, FIT, fit_report
 from feather_edge.deploy.state import StageName
+from feather_edge.fit import FitReport
 from feather_edge.staging import Unfinished
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeployPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """A deployment that did not happen; ``fit`` is what ``feather-edge fit --json`` prints."""
+    """A deployment that did not happen."""
 
     bundle: str
     checkpoint: str
     target: str
     backend: str
-    fit: dict[str, Any]
+    fit: FitReport
     stages: tuple[PlannedStage, ...]
 
 
@@ -64,13 +64,12 @@ def dry_run(deployment: Deployment, *, from_stage: StageName | None = None) -> D
         before = next((s.name for s in stages if s.what == "runs" and s.name != "fit"), None)
         what, why = _forecast(stage, ledger, folder, before)
         stages.append(PlannedStage(name=stage.name, what=what, why=why))
-    asked = dataclasses.replace(deployment, force=True)
     return DeployPlan(
         bundle=str(deployment.output),
         checkpoint=deployment.checkpoint,
         target=deployment.target.name,
         backend=deployment.target.backend,
-        fit=FIT.run(_work(ledger, folder, asked)).measured or {},
+        fit=fit_report(deployment, force=True),
         stages=tuple(stages),
     )
 
@@ -86,7 +85,7 @@ def _forecast(
     """Return what becomes of a stage; ``before`` is one that it depends on and that runs."""
     if ledger.is_before_start(stage.name):
         return "up-to-date", "taken as it is recorded"
-    work = _work(ledger, folder, ledger.deployment)
+    work = Work(deployment=ledger.deployment, folder=folder, state=ledger.state, watch=Watch())
     why = f"after {before}"
     if before is None:
         found = ledger.why_due(stage, stage.inputs(work), work)
@@ -103,7 +102,3 @@ def _where(stage: Stage, target: Target) -> tuple[What, str] | None:
     if stage in (FIT, EXPORT) or (stage is BUILD_ENGINE and target.builds_here):
         return None
     return None if target.obstacle is None else ("to-do", target.obstacle)
-
-
-def _work(ledger: Ledger, folder: Path, deployment: Deployment) -> Work:
-    return Work(deployment=deployment, folder=folder, state=ledger.state, watch=Watch())

@@ -28,9 +28,10 @@ from feather_edge.runtime.session import default_pruning
 
 if TYPE_CHECKING:
     from feather_edge.bench.report import Report
-    from feather_edge.deploy.deployment import Work
+    from feather_edge.deploy.deployment import Deployment, Work
+    from feather_edge.fit import FitReport
 
-__all__ = ["BENCH", "BUILD_ENGINE", "CHAIN", "EXPORT", "FIT", "VERIFY"]
+__all__ = ["BENCH", "BUILD_ENGINE", "CHAIN", "EXPORT", "FIT", "VERIFY", "fit_report"]
 
 
 # -- fit ---------------------------------------------------------------------------------------
@@ -47,18 +48,27 @@ def _fit_inputs(work: Work) -> dict[str, str]:
     }
 
 
-def _fit(work: Work) -> Outcome:
-    deployment, target = work.deployment, work.target
-    report = require_fit(
+def fit_report(deployment: Deployment, *, force: bool) -> FitReport:
+    """Return whether a deployment fits its target; what happens elsewhere does not count.
+
+    Raises:
+        FitError: if it does not, unless ``force``.
+    """
+    target = deployment.target
+    return require_fit(
         deployment.checkpoint,
-        force=deployment.force,
+        force=force,
         target=None if target.engines is None else target.spelling,
         recipe=deployment.recipe,
         stages=("export", "build", "run") if target.builds_here else ("build", "run"),
         folder=deployment.output.parent,
     )
+
+
+def _fit(work: Work) -> Outcome:
+    report = fit_report(work.deployment, force=work.deployment.force)
     peaks = ", ".join(f"{stage.name} {stage.peak_mib:.0f}" for stage in report.stages)
-    return Outcome(summary=f"peaks in MiB: {peaks}", measured=report.to_dict())
+    return Outcome(summary=f"estimated peaks in MiB: {peaks}", measured=report.to_dict())
 
 
 # -- export ------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from feather_edge.engine_record import (
     graph_hash,
 )
 from feather_edge.engines.jobs import EngineJob, Environment
-from feather_edge.engines.memory import estimate, pool_bytes
+from feather_edge.engines.memory import estimate, pool_bytes, weight_bytes
 from feather_edge.engines.profiles import (
     check_top_k,
     decoder_profiles,
@@ -144,6 +144,8 @@ def _plan(
     target: str,
     plugin: Path | None,
 ) -> EnginePlan:
+    import onnx
+
     folder = engine_folder(bundle.path, target)
     engine = engine_file(folder, spec.name)
     unfinished = (folder / f".{spec.name}").absolute()
@@ -192,7 +194,8 @@ def _plan(
         plugin=None if library is None else library.name,
         plugin_sha256=None if library is None else file_hash(library),
     )
-    memory = estimate(bundle, spec, profiles)
+    model = onnx.load(bundle.path / form.file, load_external_data=False)
+    memory = estimate(weight_bytes(model), spec, profiles)
     return EnginePlan(engine=engine, job=job, record=record, memory=memory)
 
 

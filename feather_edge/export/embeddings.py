@@ -7,7 +7,8 @@ very file, so the largest tensor of a small model is stored once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,8 +19,6 @@ from feather_edge.export.dense import dense
 from feather_edge.graphs import EMBED_TOKENS_FILE, EMBED_TOKENS_TENSOR
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from feather_edge.export.builder import GraphBuilder
     from feather_edge.export.families import FamilyModel
     from feather_edge.export.precision import GraphPrecision
@@ -29,33 +28,27 @@ HEAD = "lm_head.weight"
 
 
 def write_embeddings(folder: Path, model: FamilyModel, precision: GraphPrecision) -> None:
-    """Write the embeddings [V, D] into the bundle.
-
-    Their type is that of the decoder's activations, or the checkpoint's own where that is
-    narrower and no head shares them: rows are widened as they are looked up.
-    """
+    """Write the embeddings [V, D] into the bundle, in the type ``embeddings_dtype``."""
     from safetensors.numpy import save_file
 
     shape = (model.text.vocab_size, model.text.hidden_size)
     view = model.weights.tensor(EMBEDDINGS, shape=shape)
-    dtype = np.dtype(precision.dtype)
-    if not is_shared(model, precision) and view.dtype.itemsize < dtype.itemsize:
-        dtype = view.dtype
-    table = view.read().astype(dtype, copy=False)
+    table = view.read().astype(embeddings_dtype(model, precision), copy=False)
     path = folder / EMBED_TOKENS_FILE
     save_file({EMBED_TOKENS_TENSOR: np.ascontiguousarray(table)}, path)
     path.chmod(0o644)  # safetensors writes for the owner alone; a bundle is copied and shared
 
 
 def project_to_vocabulary(
-    g: GraphBuilder, normed: ir.Value, folder: Path, model: FamilyModel
+    g: GraphBuilder, normed: ir.Value, folder: Path | None, model: FamilyModel
 ) -> ir.Value:
     """Write the head's product of ``normed`` [B, D] with all words: [B, V].
 
     Args:
         g: the last segment's graph.
         normed: of the last position.
-        folder: the bundle that is being written; a tied head refers to its embeddings.
+        folder: the bundle that is being written; a tied head refers to its embeddings. None in
+            a plan, of which nothing is written.
         model: the checkpoint.
     """
     form = g.precision.head
@@ -79,17 +72,29 @@ def is_shared(model: FamilyModel, precision: GraphPrecision) -> bool:
     return model.text.tie_word_embeddings and precision.head == "float"
 
 
-def _head_weight(g: GraphBuilder, folder: Path, model: FamilyModel) -> ir.Value:
+def embeddings_dtype(model: FamilyModel, precision: GraphPrecision) -> np.dtype[Any]:
+    """Return the type of the embeddings in a bundle.
+
+    It is that of the decoder's activations, or the checkpoint's own where that is narrower and no
+    head shares them: rows are widened as they are looked up.
+    """
+    view = model.weights.tensor(EMBEDDINGS, shape=(model.text.vocab_size, model.text.hidden_size))
+    dtype = np.dtype(precision.dtype)
+    is_narrower = view.dtype.itemsize < dtype.itemsize
+    return view.dtype if is_narrower and not is_shared(model, precision) else dtype
+
+
+def _head_weight(g: GraphBuilder, folder: Path | None, model: FamilyModel) -> ir.Value:
     """Return the head's weight [V, D]: its own tensor, or the embeddings file's when tied."""
     shape = (model.text.vocab_size, model.text.hidden_size)
     if not model.text.tie_word_embeddings:
         return g.weight(HEAD, shape=shape)
-    path = folder / EMBED_TOKENS_FILE
-    view = read_tensors(path)[EMBED_TOKENS_TENSOR]
+    path = (folder or Path()) / EMBED_TOKENS_FILE
+    view = None if folder is None else read_tensors(path)[EMBED_TOKENS_TENSOR]
     tensor = ir.ExternalTensor(
         path.name,
-        view.offset,
-        view.nbytes,
+        None if view is None else view.offset,
+        None if view is None else view.nbytes,
         DTYPES[g.dtype],
         shape=ir.Shape(shape),
         name=HEAD,

@@ -70,8 +70,8 @@ def export(
     # 1. Understand the checkpoint, and settle where the decoder is split.
     source = Checkpoint.open(checkpoint)
     model = read_family(source)
-    schedule = _schedule(recipe, model)
-    opsets = _opsets(recipe)
+    schedule = read_schedule(recipe, model)
+    opsets = read_opsets(recipe)
     types = precision or bundle_precision(recipe, source.packed)
     with staging_folder(output, force=force) as folder:
         if precision is None and types.needs_calibration:
@@ -102,12 +102,19 @@ def export(
         for name in PROMPT_FILES:
             if (source.path / name).is_file():
                 shutil.copyfile(source.path / name, folder / name)
-        manifest = _manifest(source, model, recipe, schedule, specs)
-        write_manifest(folder, msgspec.structs.replace(manifest, kept_higher=types.kept_higher))
+        manifest = describe(source, model, recipe, schedule, specs)
+        prompt = PromptFormatter.open(
+            source.path, image_token_id=model.image.token_id, form=model.prompt
+        )
+        manifest = msgspec.structs.replace(
+            manifest, eos_token_ids=prompt.eos_token_ids, kept_higher=types.kept_higher
+        )
+        write_manifest(folder, manifest)
     return Bundle.open(output)
 
 
-def _opsets(recipe: ExportRecipe) -> tuple[int, ...]:
+def read_opsets(recipe: ExportRecipe) -> tuple[int, ...]:
+    """Return the opsets of a recipe's graphs, the preferred one first."""
     if recipe.opset == "both":
         return (23, 18)
     if recipe.opset not in (None, "all"):
@@ -127,7 +134,12 @@ def _calibrated(
     return found
 
 
-def _schedule(recipe: ExportRecipe, model: FamilyModel) -> PruningSchedule:
+def read_schedule(recipe: ExportRecipe, model: FamilyModel) -> PruningSchedule:
+    """Return where a recipe splits the decoder of ``model``.
+
+    Raises:
+        RecipeError: if its stages do not fit the decoder's depth.
+    """
     num_layers, num_planes = model.text.num_layers, model.num_planes
     if recipe.prune == "none" and recipe.stages is None:
         return PruningSchedule(num_layers=num_layers)
@@ -160,17 +172,15 @@ def decoder_shape(text: TextConfig) -> DecoderShape:
     )
 
 
-def _manifest(
+def describe(
     source: Checkpoint,
     model: FamilyModel,
     recipe: ExportRecipe,
     schedule: PruningSchedule,
     specs: list[GraphSpec],
 ) -> BundleManifest:
+    """Return the manifest of a bundle without its files and what its tokenizer says."""
     text = model.text
-    prompt = PromptFormatter.open(
-        source.path, image_token_id=model.image.token_id, form=model.prompt
-    )
     max_new_tokens = source.generation_config.get("max_new_tokens")
     return BundleManifest(
         format_version=FORMAT_VERSION,
@@ -184,7 +194,7 @@ def _manifest(
         decoder=decoder_shape(text),
         rotary=_rotary(text),
         max_positions=text.max_positions,
-        eos_token_ids=prompt.eos_token_ids,
+        eos_token_ids=(),
         max_new_tokens=max_new_tokens,
         image=model.image,
         graphs=tuple(specs),

@@ -20,14 +20,17 @@ if TYPE_CHECKING:
     from feather_edge.pruning.schedule import Segment
 
 
-def write_segment(g: GraphBuilder, segment: Segment, model: FamilyModel, folder: Path) -> ir.Model:
+def write_segment(
+    g: GraphBuilder, segment: Segment, model: FamilyModel, folder: Path | None
+) -> ir.Model:
     """Write the nodes of ``segment`` and close its graph.
 
     Args:
         g: a builder with the segment's contract.
         segment: which layers.
         model: the checkpoint.
-        folder: the bundle that is being written; a tied head refers to its embeddings.
+        folder: the bundle that is being written; a tied head refers to its embeddings. None in
+            a plan, of which nothing is written.
     """
     hidden = g.inputs["inputs_embeds" if segment.first_layer == 0 else "hidden_states"]
     caches: list[ir.Value] = []

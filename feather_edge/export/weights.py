@@ -52,6 +52,8 @@ class Weights:
             CheckpointError: if the checkpoint has no such tensor, or it has another shape.
         """
         self._used.add(name)
+        if not self._checkpoint.has_weights:
+            return self._checkpoint.planned(name, shape)
         view = self._checkpoint.tensor(self._names.get(name, name))
         if name in self._matrices:
             view = dataclasses.replace(view, shape=(view.shape[0], math.prod(view.shape[1:])))

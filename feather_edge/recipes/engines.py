@@ -30,6 +30,7 @@ class EngineRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         tensorrt_version: that the device's software brings; a dry run without TensorRT plans
             for it.
         shared_memory_mib: of CPU and GPU together; None where the GPU has its own.
+        system_memory_mib: of it, what the system itself takes: kernel, desktop, services.
         precision: of activations that suits the device; a bundle of another one builds, with a
             note.
         opset: of the graphs to build; ``auto`` is the newest that the TensorRT version reads.
@@ -52,6 +53,7 @@ class EngineRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     compute_capabilities: tuple[str, ...] = ()
     tensorrt_version: str = "10.3"
     shared_memory_mib: int | None = None
+    system_memory_mib: int = 0
     precision: FloatPrecision = "fp16"
     opset: EngineOpset = "auto"
     max_prompt_tokens: int = 512
@@ -80,6 +82,15 @@ class EngineRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if not 0 <= self.builder_optimization_level <= 5:
             level = self.builder_optimization_level
             raise RecipeError(f"builder_optimization_level is {level}; it must be 0 to 5")
+        if (
+            not 0
+            <= self.system_memory_mib
+            < (self.shared_memory_mib or self.system_memory_mib + 1)
+        ):
+            raise RecipeError(
+                f"system_memory_mib is {self.system_memory_mib}; it must be 0 or more, and less "
+                f"than shared_memory_mib, {self.shared_memory_mib}"
+            )
         _check_limits(self)
         check_keep_ratio("max_keep_ratio", self.max_keep_ratio, None)
 

@@ -101,7 +101,7 @@ def read(checkpoint: Checkpoint) -> FamilyModel:
     given = {key: value for key, value in checkpoint.config.items() if value is not None}
     fields = ConfigFields("config.json", given, DEFAULTS)
     weights = Weights(checkpoint, PREFIXES)
-    model = _read_model(fields, has_head=HEAD in weights)
+    model = _read_model(fields, has_head=(HEAD in weights) if checkpoint.has_weights else None)
     return FamilyModel(
         text=model.text,
         weights=weights,
@@ -111,7 +111,7 @@ def read(checkpoint: Checkpoint) -> FamilyModel:
     )
 
 
-def _read_model(fields: ConfigFields, *, has_head: bool) -> InternVlModel:
+def _read_model(fields: ConfigFields, *, has_head: bool | None) -> InternVlModel:
     raw = {**fields.values, "text_config": {"model_type": "qwen2", **_text_part(fields)}}
     vision = internvit_config(raw)
     strategy = fields.get("vision_feature_select_strategy")
@@ -126,9 +126,12 @@ def _read_model(fields: ConfigFields, *, has_head: bool) -> InternVlModel:
             f"vision_feature_layer is {layer!r}; it must index the {vision.num_layers + 1} hidden "
             f"states of the vision tower"
         )
-    return InternVlModel(
+    text = text_config(raw)
+    if has_head is not None:
         # Releases of transformers disagree about what ties the head; the checkpoint knows.
-        text=dataclasses.replace(text_config(raw), tie_word_embeddings=not has_head),
+        text = dataclasses.replace(text, tie_word_embeddings=not has_head)
+    return InternVlModel(
+        text=text,
         vision=vision,
         num_layers=layer % (vision.num_layers + 1),
         has_final_norm=layer == -1 and vision.has_final_norm,

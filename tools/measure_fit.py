@@ -1,0 +1,332 @@
+"""Hold the estimates of `feather-edge fit` against peaks of real exports, builds and runs.
+
+Usage: python tools/measure_fit.py WORK [--case NAME]... [--output FILE]
+
+Needs a checkout with the extra dev. Makes random checkpoints of several families in the folder
+WORK (about 3 GB, kept for the next time), exports, builds and runs each in a process of its own,
+and prints a Markdown table: what `fit` says, what /proc says (VmHWM), and how far apart they are.
+Weights are drawn with a fixed seed. The builder is TensorRT-RTX and needs no GPU; runs are ONNX
+Runtime on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from feather_edge.bundle import Bundle
+from feather_edge.fit import fit
+from feather_edge.recipes import ExportRecipe, load_engine_recipe, override_engine
+from feather_edge.samples import shipped_samples
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from feather_edge.recipes import EngineRecipe
+
+TESTS = Path(__file__).parent.parent / "tests"
+CHILD = """
+import sys
+from feather_edge.cli import main
+from feather_edge.runtime.memory import peak_rss_mib
+main(sys.argv[1:], standalone_mode=False)
+print(f"peak {peak_rss_mib()}")
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One checkpoint and what is done with it.
+
+    Attributes:
+        make: writes the checkpoint into a folder.
+        exports: by a short name, the recipe.
+        limits: of the engines, for the builds.
+        words: of the prompt of a run, and the most tokens of its answer.
+        no_build: exports of which no engine is built.
+    """
+
+    make: Callable[[Path], Any]
+    exports: dict[str, ExportRecipe]
+    limits: dict[str, Any]
+    words: tuple[int, int] = (60, 32)
+    no_build: tuple[str, ...] = field(default=("fp32",))
+
+
+def _llava(folder: Path, **sizes: Any) -> None:
+    import torch
+    from support.checkpoints import tiny_llava
+
+    vision = {
+        name.removeprefix("vision_"): sizes.pop(name)
+        for name in tuple(sizes)
+        if name.startswith("vision_")
+    }
+    tiny_llava(
+        folder,
+        vision=sizes.pop("tower"),
+        text=sizes.pop("text"),
+        dtype=torch.float16 if sizes.pop("half") else torch.float32,
+        image_size=sizes.pop("image_size"),
+        patch_size=14,
+        vision_overrides={**vision, "num_attention_heads": 8},
+        max_position_embeddings=4096,
+        **sizes,
+    )
+
+
+def _internvl(folder: Path) -> None:
+    from support.families.internvl import tiny_internvl
+
+    tiny_internvl(
+        folder,
+        num_layers=12,
+        image_size=224,
+        patch_size=14,
+        max_patches=4,
+        vision_overrides={
+            "hidden_size": 384,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 6,
+        },
+        hidden_size=640,
+        intermediate_size=2048,
+        num_attention_heads=10,
+        num_key_value_heads=2,
+        vocab_size=24000,
+        max_position_embeddings=4096,
+    )
+
+
+def _qwen(folder: Path) -> None:
+    from support.families.qwen_vl import tiny_qwen_vl
+
+    tiny_qwen_vl(
+        folder,
+        model_type="qwen2_5_vl",
+        layout="hub",
+        is_tied=True,
+        vision_overrides={
+            "depth": 6,
+            "hidden_size": 512,
+            "intermediate_size": 1408,
+            "num_heads": 8,
+            "out_hidden_size": 1024,
+            "window_size": 112,
+            "fullatt_block_indexes": [2, 5],
+        },
+        mrope_section=[8, 12, 12],
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=14,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        vocab_size=48000,
+        max_position_embeddings=4096,
+    )
+
+
+INT8 = ExportRecipe(precision="int8", activations="fp16")
+CASES = {
+    "llava-20m": Case(
+        make=lambda folder: _llava(
+            folder, tower="clip", text="llama", half=False, image_size=224, num_layers=8,
+            hidden_size=320, intermediate_size=1024, num_attention_heads=8,
+            num_key_value_heads=4, vocab_size=8000, vision_hidden_size=256,
+            vision_intermediate_size=1024, vision_num_hidden_layers=4,
+        ),
+        exports={"fp32": ExportRecipe(), "fp16": ExportRecipe(precision="fp16")},
+        limits={"max_prompt_tokens": 128, "max_visual_tokens": 256, "max_cache_capacity": 512},
+    ),
+    "llava-135m": Case(
+        make=lambda folder: _llava(
+            folder, tower="siglip", text="qwen2", half=True, image_size=336, num_layers=12,
+            hidden_size=768, intermediate_size=2560, num_attention_heads=12,
+            num_key_value_heads=4, vocab_size=32000, vision_hidden_size=512,
+            vision_intermediate_size=2048, vision_num_hidden_layers=6,
+        ),
+        exports={"fp32": ExportRecipe(keep_ratio=(0.5,)), "int8": INT8},
+        limits={"max_visual_tokens": 576, "profiles": "one"},
+    ),
+    "llava-400m": Case(
+        make=lambda folder: _llava(
+            folder, tower="clip", text="llama", half=True, image_size=336, num_layers=16,
+            hidden_size=1280, intermediate_size=3584, num_attention_heads=16,
+            num_key_value_heads=4, vocab_size=32000, vision_hidden_size=768,
+            vision_intermediate_size=3072, vision_num_hidden_layers=8,
+        ),
+        exports={
+            "fp32": ExportRecipe(),
+            "fp16": ExportRecipe(precision="fp16"),
+            "int8": ExportRecipe(precision="int8"),
+        },
+        limits={"max_visual_tokens": 576, "profiles": "one"},
+        words=(300, 64),
+        no_build=("fp32",),
+    ),
+    "internvl-90m": Case(
+        make=_internvl,
+        exports={"fp32": ExportRecipe(), "fp16": ExportRecipe(precision="fp16")},
+        limits={"max_visual_tokens": 512, "max_keep_ratio": (0.5,)},
+        words=(400, 32),
+        no_build=(),
+    ),
+    "qwen2_5_vl-250m": Case(
+        make=_qwen,
+        exports={
+            "fp32": ExportRecipe(prune="none"),
+            "fp16": ExportRecipe(precision="fp16", prune="none"),
+            "int8": INT8,
+        },
+        limits={"max_visual_tokens": 256, "max_cache_capacity": 1024},
+    ),
+}  # fmt: skip
+
+
+def child_peak_mib(*arguments: str) -> float:
+    """Run the command line in a process of its own and return its peak, in MiB."""
+    done = subprocess.run(  # noqa: S603 - our own command line
+        [sys.executable, "-c", CHILD, *arguments], check=True, capture_output=True, text=True
+    )
+    return float(done.stdout.rsplit("peak ", 1)[1])
+
+
+def measure(name: str, case: Case, work: Path) -> Iterator[dict[str, Any]]:
+    """Yield what was measured of one case, and what was said before."""
+    checkpoint = work / name
+    if not checkpoint.is_dir():
+        make_apart(name, checkpoint)
+    for precision, recipe in case.exports.items():
+        options = export_options(recipe)
+        bundle = work / f"{name}-{precision}"
+        shutil.rmtree(bundle, ignore_errors=True)
+        said = stages(fit(checkpoint, recipe=recipe))
+        yield {
+            "case": name,
+            "precision": precision,
+            "stage": "export",
+            "limits": "",
+            "said": said["export"],
+            "measured": child_peak_mib("export", str(checkpoint), "-o", str(bundle), *options),
+        }
+        yield from measure_runs(name, precision, case, bundle)
+        if precision not in case.no_build:
+            yield measure_build(name, precision, case, bundle)
+        shutil.rmtree(bundle)
+
+
+def make_apart(name: str, checkpoint: Path) -> None:
+    """Make the checkpoint in a process of its own: torch keeps what it took."""
+    code = (
+        f"import sys; sys.path[:0] = {[str(TESTS), str(Path(__file__).parent)]!r}\n"
+        f"from pathlib import Path; from measure_fit import CASES\n"
+        f"CASES[{name!r}].make(Path({str(checkpoint)!r}))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603
+
+
+def export_options(recipe: ExportRecipe) -> list[str]:
+    """Return the options of `feather-edge export` that make ``recipe``."""
+    options = ["--precision", recipe.precision]
+    if recipe.activations is not None:
+        options += ["--activations", recipe.activations]
+    if recipe.prune == "none":
+        return [*options, "--prune", "none"]
+    return [*options, "--keep-ratio", ",".join(map(str, recipe.keep_ratio))]
+
+
+def measure_runs(name: str, precision: str, case: Case, bundle: Path) -> Iterator[dict[str, Any]]:
+    """Yield a short run as it comes and, where nothing forbids, one with a long prompt."""
+    sample = shipped_samples(1)[0]
+    for words, new_tokens in ((10, 16), case.words):
+        prompt = " ".join(["where"] * words)
+        limits = prompt_limits(bundle, prompt, new_tokens)
+        yield {
+            "case": name,
+            "precision": precision,
+            "stage": "run",
+            "limits": f"{limits.max_prompt_tokens} text + {limits.max_visual_tokens} visual",
+            "said": stages(fit(bundle, engine_recipe=limits))["run"],
+            "measured": child_peak_mib(
+                "run", str(bundle), "--image", str(sample.image), "--prompt", prompt,
+                "--max-new-tokens", str(new_tokens), "--backend", "onnxruntime",
+            ),
+        }  # fmt: skip
+
+
+def prompt_limits(bundle: Path, prompt: str, new_tokens: int) -> EngineRecipe:
+    """Return the limits that a prompt with the first shipped picture just keeps to."""
+    from feather_edge.runtime.session import Session
+
+    opened = Bundle.open(bundle)
+    with Session.open(opened, backend="onnxruntime") as session:
+        result = session.generate(shipped_samples(1)[0].image, prompt, max_new_tokens=1)
+    visual = result.num_visual_tokens
+    text = result.num_prompt_tokens - visual
+    return override_engine(
+        load_engine_recipe("desktop"),
+        max_prompt_tokens=text,
+        opt_prompt_tokens=text,
+        max_visual_tokens=visual,
+        max_cache_capacity=text + visual + new_tokens,
+    )
+
+
+def measure_build(name: str, precision: str, case: Case, bundle: Path) -> dict[str, Any]:
+    """Build engines with TensorRT-RTX, one at a time, and return the largest peak."""
+    from feather_edge.engines.build import build_engines
+
+    recipe = override_engine(
+        load_engine_recipe("rtx"), compute_capabilities=("8.6",), **case.limits
+    )
+    said = stages(fit(bundle, target="rtx", engine_recipe=recipe))
+    report = build_engines(Bundle.open(bundle), recipe, target="rtx")
+    engines = {e.graph: (e.peak_rss_mib, round(e.bytes / 2**20, 1)) for e in report.engines}
+    return {
+        "case": name,
+        "precision": precision,
+        "stage": "build",
+        "limits": f"{recipe.profiles} profile(s)",
+        "said": said["build"],
+        "measured": max(engine.peak_rss_mib for engine in report.engines),
+        "engines": engines,
+    }
+
+
+def stages(report: Any) -> dict[str, float]:
+    """Return MiB by stage."""
+    return {stage.name: stage.peak_mib for stage in report.stages}
+
+
+def run(arguments: list[str]) -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(description="estimates of fit against measured peaks")
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--case", action="append", choices=list(CASES))
+    parser.add_argument("--output", type=Path, help="raw results, a JSON document a line")
+    options = parser.parse_args(arguments)
+    options.work.mkdir(parents=True, exist_ok=True)
+    print("| checkpoint | precision | stage | conditions | said, MiB | measured, MiB | error |")
+    print("|---|---|---|---|---|---|---|")
+    for name in options.case or CASES:
+        for row in measure(name, CASES[name], options.work):
+            error = row["said"] / row["measured"] - 1
+            print(
+                f"| {row['case']} | {row['precision']} | {row['stage']} | {row['limits']} | "
+                f"{row['said']:.0f} | {row['measured']:.0f} | {error:+.1%} |",
+                flush=True,
+            )
+            if options.output is not None:
+                with options.output.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])
