@@ -12,7 +12,7 @@ from feather_edge.deploy.web_page import PAGE_FILE
 if TYPE_CHECKING:
     from feather_edge.deploy.ledger import Ledger
 
-__all__ = ["COLUMNS", "DeployReport", "StageReport", "describe", "table_rows"]
+__all__ = ["COLUMNS", "DeployReport", "StageReport", "describe", "outcome", "table_rows"]
 
 COLUMNS = ("stage", "", "seconds", "peak MiB", "outcome")
 WORDS = {"done": "done", "to-do": "on the device", "not-needed": "not needed"}
@@ -93,6 +93,19 @@ def describe(ledger: Ledger) -> DeployReport:
     )
 
 
+def outcome(stage: StageReport, report: DeployReport) -> str:
+    """Return the outcome of a stage in one line, with what was measured."""
+    if stage.name == "fit":
+        return f"{report.fit['verdict']}; {stage.summary}"
+    if stage.name != "bench" or report.bench is None:
+        return stage.summary
+    asked, ratio = report.bench["pruned"] or report.bench["unpruned"], report.bench["ratio"]
+    told = f"first token after {asked['ttft_ms']:.3g} ms; "
+    if ratio is not None:
+        told += f"prefill takes {ratio['prefill']:.2f} of its unpruned time; "
+    return told + stage.summary
+
+
 def table_rows(report: DeployReport) -> list[tuple[str | float, ...]]:
     """Return a row for each stage."""
     return [
@@ -101,7 +114,7 @@ def table_rows(report: DeployReport) -> list[tuple[str | float, ...]]:
             WORDS[stage.status] if stage.is_new or stage.status != "done" else "up to date",
             stage.seconds,
             round(stage.peak_rss_mib),
-            f"{report.fit['verdict']}: {stage.summary}" if stage.name == "fit" else stage.summary,
+            outcome(stage, report),
         )
         for stage in report.stages
     ]

@@ -27,7 +27,6 @@ from feather_edge.runtime.fingerprint import fingerprint
 from feather_edge.runtime.session import default_pruning
 
 if TYPE_CHECKING:
-    from feather_edge.bench.report import Report
     from feather_edge.deploy.deployment import Deployment, Work
     from feather_edge.fit import FitReport
 
@@ -228,18 +227,10 @@ def _bench(work: Work) -> Outcome:
     environment = msgspec.structs.replace(report.environment, bundle=work.deployment.output.name)
     named = msgspec.structs.replace(report, environment=environment)
     return Outcome(
-        summary=_bench_summary(report),
+        summary=f"rounds, unpruned and pruned in turn: {work.deployment.repeat}",
         measured=msgspec.to_builtins(named),
         peak_rss_mib=report.session.peak_rss_mib,
     )
-
-
-def _bench_summary(report: Report) -> str:
-    asked = report.pruned or report.unpruned
-    text = f"first token after {asked.ttft_ms:.3g} ms"
-    if report.ratio is not None:
-        text += f", prefill takes {report.ratio.prefill:.2f} of its unpruned time"
-    return text
 
 
 # -- what several share ------------------------------------------------------------------------
