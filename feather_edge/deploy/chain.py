@@ -13,8 +13,8 @@ from feather_edge.deploy.deployment import Watch, Work
 from feather_edge.deploy.ledger import open_ledger
 from feather_edge.deploy.report import DeployReport, describe
 from feather_edge.deploy.stages import BENCH, BUILD_ENGINE, EXPORT, FIT, VERIFY
-from feather_edge.deploy.state import Cost
-from feather_edge.deploy.web_page import PAGE_FILE, copy_page, write_page
+from feather_edge.deploy.state import PAGE_FILE, Cost
+from feather_edge.deploy.web_page import copy_page, write_page
 from feather_edge.errors import FeatherEdgeError, RequestError
 from feather_edge.runtime.memory import peak_rss_mib, reset_peak_rss
 from feather_edge.staging import unfinished_bundle

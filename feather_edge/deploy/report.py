@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from feather_edge.deploy.state import StageName, StageStatus
-from feather_edge.deploy.web_page import PAGE_FILE
+from feather_edge.deploy.state import PAGE_FILE, StageName, StageStatus
 
 if TYPE_CHECKING:
     from feather_edge.deploy.ledger import Ledger

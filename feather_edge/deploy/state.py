@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "PAGE_FILE",
     "STAGES",
     "Cost",
     "DeployState",
@@ -38,6 +39,7 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 FORMAT_VERSION = 1
 STATE_FILE = "deploy/state.json"
 MEASURED_FILE = "deploy/measured.json"
+PAGE_FILE = "report.html"
 MAX_BYTES = 2**24
 
 _Document = TypeVar("_Document", bound=msgspec.Struct)

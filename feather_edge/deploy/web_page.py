@@ -16,6 +16,8 @@ from feather_edge.bench.plot import parts
 from feather_edge.bench.report import Report
 from feather_edge.bundle import Bundle
 from feather_edge.deploy.figures import bar_chart, step_chart
+from feather_edge.deploy.report import outcome
+from feather_edge.deploy.state import PAGE_FILE
 from feather_edge.errors import BundleError, RequestError
 from feather_edge.evaluate.parity_report import VerifyReport
 from feather_edge.fit import FitReport
@@ -26,9 +28,8 @@ if TYPE_CHECKING:
     from feather_edge.deploy.report import DeployReport
     from feather_edge.deploy.state import StageName
 
-__all__ = ["PAGE_FILE", "copy_page", "render", "write_page"]
+__all__ = ["copy_page", "render", "write_page"]
 
-PAGE_FILE = "report.html"
 TEMPLATE = "report.html.jinja"
 MEASURED_IN: dict[str, StageName] = {"export": "export", "build": "build-engine", "run": "bench"}
 """Which stage of a deployment shows what a stage of ``fit`` takes."""
@@ -77,6 +78,7 @@ def render(folder: Path, report: DeployReport) -> str:
     return environment.get_template(TEMPLATE).render(
         version=__version__,
         report=report,
+        outcome=outcome,
         manifest=bundle.manifest,
         stages=stages,
         schedule=_schedule(bundle),

@@ -76,7 +76,7 @@ class Session:
         self.bundle = bundle
         self.pruning = default_pruning(bundle)
         self.last_result: Result | None = None
-        self.verification = verification(bundle, backend)
+        self.verification = verification(bundle, backend=backend.name, target=backend.target)
         self._backend = backend
         self._prompt = PromptFormatter.open(
             bundle.path, image_token_id=manifest.image.token_id, form=manifest.prompt
