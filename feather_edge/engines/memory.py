@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from feather_edge.engine_record import OptimizationProfile
     from feather_edge.graphs import GraphSpec, TensorSpec
 
-__all__ = ["INTEGERS", "MemoryEstimate", "element_bits", "estimate", "pool_bytes", "weight_bytes"]
+__all__ = [
+    "INTEGERS",
+    "ITEM_BYTES",
+    "MemoryEstimate",
+    "element_bits",
+    "estimate",
+    "pool_bytes",
+    "weight_bytes",
+]
 
 PROCESS_MIB = 200
 """Peak of a worker that builds next to nothing."""
