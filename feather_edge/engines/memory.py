@@ -31,7 +31,7 @@ __all__ = [
     "weight_bytes",
 ]
 
-PROCESS_MIB = 200
+PROCESS_MIB = 268
 """Peak of a worker that builds next to nothing."""
 BUILD_FACTOR, BUILD_FACTOR_PER_PROFILE = 1.2, 2.1
 """Peak of the builder over bytes of float weights, and what each profile adds."""

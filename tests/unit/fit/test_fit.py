@@ -259,3 +259,26 @@ def test_build_engine_refuses_before_it_starts(bundles: BundleFactory) -> None:
     forced = run(*arguments, "--system-memory-mib", 1900, "--force")
     assert "does not fit: about" in forced.stderr
     assert "would peak" not in forced.stderr  # there is no TensorRT here, which is another matter
+
+
+def test_integer_weights_are_in_an_engine_once(bundles: BundleFactory) -> None:
+    recipe = ExportRecipe(precision="int8", activations="fp16")
+    bundle = bundles(recipe=recipe, num_layers=4).bundle
+    one, two = (
+        fit(bundle, target="rtx", limits={"profiles": profiles}, machine=ROOMY)
+        for profiles in ("one", "two")
+    )
+    weights = one.graphs[1].weights_mib
+    assert weights["int8"] > 0
+    floats = sum(size for graph in one.graphs[1:] for kind, size in graph.weights_mib.items())
+    floats -= sum(graph.weights_mib["int8"] for graph in one.graphs[1:])
+    assert two.disk.engines_mib - one.disk.engines_mib == pytest.approx(floats, abs=0.5)
+
+
+def test_inspect_names_no_tensorrt_for_what_none_reads(bundles: BundleFactory) -> None:
+    from feather_edge.inspection import describe
+
+    for precision, names in (("int8-dynamic", {"none"}), ("int8", {">=10.15"})):
+        bundle = bundles(recipe=ExportRecipe(precision=precision), num_layers=4).bundle  # type: ignore[arg-type]
+        found = {form.tensorrt for graph in describe(bundle).graphs for form in graph.forms}
+        assert (found == {"none"}) == (names == {"none"})
