@@ -67,10 +67,8 @@ def command(
     from feather_edge.fit import require_fit
 
     effective = override(load_recipe(recipe or default_recipe_name(checkpoint)), **options)
-    stages: tuple[StageName, ...] = ("export",)
-    report_fit(
-        require_fit(checkpoint, recipe=effective, stages=stages, folder=output, force=force)
-    )
+    only: tuple[StageName, ...] = ("export",)
+    report_fit(require_fit(checkpoint, recipe=effective, stages=only, folder=output, force=force))
     folder = resolve_checkpoint(checkpoint)
     with progress_bar() as on_progress:
         bundle = export(folder, output, effective, force=force, on_progress=on_progress)
