@@ -13,7 +13,7 @@ __all__ = ["BarChart", "StepChart", "bar_chart", "step_chart"]
 
 WIDTH = 960
 STEP_HEIGHT = 200
-BAR_HEIGHT, BAR_GAP = 34, 30
+BAR_HEIGHT, BAR_GAP = 34, 42
 LABELLED_SHARE = 0.06
 """Parts of a bar narrower than this share of it have no room for a number."""
 

@@ -6,6 +6,7 @@ import dataclasses
 import io
 from typing import TYPE_CHECKING
 
+from feather_edge.deploy.state import Picture
 from feather_edge.runtime.session import Session
 from feather_edge.samples import shipped_samples
 from feather_edge.staging import write_whole
@@ -24,15 +25,14 @@ MAX_NEW_TOKENS = 16
 
 def draw_kept_tokens(
     bundle: Bundle, *, backend: str, target: str | None
-) -> list[list[dict[str, str]]]:
+) -> tuple[tuple[Picture, ...], ...]:
     """Ask about shipped scenes and draw what was kept, one list of pictures for each.
 
     Returns:
-        of each picture its ``file`` within the bundle, ``title`` and ``caption``; nothing for a
-        bundle that prunes nothing.
+        nothing for a bundle that prunes nothing.
     """
     if not bundle.schedule.stages:
-        return []
+        return ()
     rows = []
     with Session.open(bundle, backend=backend, target=target) as session:
         none = dataclasses.replace(session.pruning, criterion="none", pre_criterion="none")
@@ -52,6 +52,6 @@ def draw_kept_tokens(
                 buffer = io.BytesIO()
                 panel.picture.save(buffer, format="PNG", optimize=True)
                 write_whole(bundle.path / name, buffer.getvalue())
-                row.append({"file": name, "title": panel.title, "caption": panel.subtitle})
-            rows.append(row)
-    return rows
+                row.append(Picture(file=name, title=panel.title, caption=panel.subtitle))
+            rows.append(tuple(row))
+    return tuple(rows)

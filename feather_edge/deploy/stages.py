@@ -13,6 +13,7 @@ from feather_edge.bundle import Bundle
 from feather_edge.checkpoint import resolve_checkpoint
 from feather_edge.checkpoint.identity import checkpoint_identity
 from feather_edge.deploy.deployment import Outcome, Stage
+from feather_edge.deploy.target import plan_elsewhere
 from feather_edge.deploy.verification import is_verified, run_verify
 from feather_edge.engine_record import read_record
 from feather_edge.engines.build import build_engines
@@ -109,7 +110,7 @@ def _is_exported(work: Work) -> bool:
         found = Bundle.open(work.folder).manifest.sha256
     except BundleError:
         return False
-    return bool(found == work.result("export")["manifest_sha256"])
+    return bool(found == work.result("export").get("manifest_sha256"))
 
 
 # -- build-engine ------------------------------------------------------------------------------
@@ -140,8 +141,12 @@ def _build(work: Work) -> Outcome:
             reason=f"target {target.name} has no engines",
         )
     if not target.builds_here:
+        plans = plan_elsewhere(target, Bundle.open(work.folder), plugin=work.deployment.plugin)
         return Outcome(
-            summary=f"engines of {target.backend} are built on the device",
+            summary=(
+                f"{len(plans)} engines of {target.backend} {target.engines.tensorrt_version}, "
+                f"from opset {plans[0].record.opset}, are built on the device"
+            ),
             status="to-do",
             reason=target.obstacle,
         )

@@ -23,9 +23,11 @@ __all__ = [
     "Cost",
     "DeployState",
     "Measured",
+    "Picture",
     "StageName",
     "StageRecord",
     "StageStatus",
+    "VerifyResult",
     "read_measured",
     "read_state",
     "write_measured",
@@ -43,6 +45,26 @@ PAGE_FILE = "report.html"
 MAX_BYTES = 2**24
 
 _Document = TypeVar("_Document", bound=msgspec.Struct)
+
+
+class Picture(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A picture of a report: its file within the bundle, and what stands under it."""
+
+    file: str
+    title: str
+    caption: str
+
+
+class VerifyResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What ``verify`` leaves: its reports as ``feather-edge verify --json`` prints them.
+
+    Attributes:
+        parity: one report for each comparison.
+        pictures: of each sample what its stages kept.
+    """
+
+    parity: tuple[dict[str, Any], ...]
+    pictures: tuple[tuple[Picture, ...], ...]
 
 
 class StageRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

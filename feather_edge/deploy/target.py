@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import msgspec
 
 from feather_edge.engines._device import current_device
+from feather_edge.engines.plan import expected_environment, plan_engines
 from feather_edge.errors import RecipeError
 from feather_edge.recipes import (
     EngineRecipe,
@@ -18,7 +19,11 @@ from feather_edge.recipes import (
     load_engine_recipe,
 )
 
-__all__ = ["CPU", "Target", "read_target", "suit_recipe"]
+if TYPE_CHECKING:
+    from feather_edge.bundle import Bundle
+    from feather_edge.engines.plan import EnginePlan
+
+__all__ = ["CPU", "Target", "plan_elsewhere", "read_target", "suit_recipe"]
 
 CPU = "cpu"
 """This machine's own: it runs the graphs as they are, so there are no engines to build."""
@@ -95,6 +100,26 @@ def read_target(name_or_file: str, *, backend: str | None = None) -> Target:
         spelling=name_or_file,
         engines=recipe,
         backend=recipe.backend,
+    )
+
+
+def plan_elsewhere(
+    target: Target, bundle: Bundle, *, plugin: Path | None
+) -> tuple[EnginePlan, ...]:
+    """Return the engines that the target will build of a bundle.
+
+    Raises:
+        BuildError: if its TensorRT cannot read the bundle.
+        RecipeError: if the target has no engines, or its limits do not fit the bundle.
+    """
+    if target.engines is None:
+        raise RecipeError(f"target {target.name} has no engines")
+    return plan_engines(
+        bundle,
+        target.engines,
+        expected_environment(target.engines),
+        target=target.name,
+        plugin=plugin,
     )
 
 

@@ -9,7 +9,8 @@ import msgspec
 from feather_edge.bundle import Bundle
 from feather_edge.deploy.deployment import Outcome
 from feather_edge.deploy.pictures import draw_kept_tokens
-from feather_edge.engines.plan import expected_environment, plan_engines
+from feather_edge.deploy.state import VerifyResult
+from feather_edge.deploy.target import plan_elsewhere
 from feather_edge.manifest import RECEIPT_FILE
 from feather_edge.runtime.receipt import write_receipt
 from feather_edge.verify import verify, verify_checkpoint
@@ -37,25 +38,25 @@ def run_verify(work: Work) -> Outcome:
         write_receipt(bundle, *(report.verdict for report in reports))
     name = work.deployment.output.name
     named = [msgspec.structs.replace(report, bundle=name) for report in reports]
+    parity = tuple(msgspec.to_builtins(report) for report in named)
+    pictures = draw_kept_tokens(bundle, backend=target.backend_here, target=target.target_here)
     return Outcome(
         summary="; ".join(map(_summary, reports))
         or "nothing to compare: the graphs have one form",
         status="done" if target.obstacle is None else "to-do",
         reason=target.obstacle,
-        result={
-            "parity": msgspec.to_builtins(named),
-            "pictures": draw_kept_tokens(
-                bundle, backend=target.backend_here, target=target.target_here
-            ),
-        },
+        result=msgspec.to_builtins(VerifyResult(parity=parity, pictures=pictures)),
     )
 
 
 def is_verified(work: Work) -> bool:
     """Return whether the receipt and the pictures are still there."""
-    result = work.result("verify")
-    files = [picture["file"] for row in result["pictures"] for picture in row]
-    files += [RECEIPT_FILE] if result["parity"] else []
+    try:
+        result = msgspec.convert(work.result("verify"), VerifyResult)
+    except msgspec.ValidationError:
+        return False
+    files = [picture.file for row in result.pictures for picture in row]
+    files += [RECEIPT_FILE] if result.parity else []
     return all((work.folder / file).is_file() for file in files)
 
 
@@ -71,13 +72,7 @@ def _links(work: Work, bundle: Bundle) -> list[dict[str, Any]]:
     if target.obstacle is None and target.backend != "onnxruntime":
         return [{"backend": target.backend, "target": target.target_here}]
     if target.engines is not None:
-        plans = plan_engines(
-            bundle,
-            target.engines,
-            expected_environment(target.engines),
-            target=target.name,
-            plugin=work.deployment.plugin,
-        )
+        plans = plan_elsewhere(target, bundle, plugin=work.deployment.plugin)
         others = [opset for opset in others if opset == plans[0].record.opset]
     return [{"backend": "onnxruntime", "opset": opset} for opset in others]
 

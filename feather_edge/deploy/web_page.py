@@ -17,7 +17,7 @@ from feather_edge.bench.report import Report
 from feather_edge.bundle import Bundle
 from feather_edge.deploy.figures import bar_chart, step_chart
 from feather_edge.deploy.report import outcome
-from feather_edge.deploy.state import PAGE_FILE
+from feather_edge.deploy.state import PAGE_FILE, Picture, VerifyResult
 from feather_edge.errors import BundleError, RequestError
 from feather_edge.evaluate.parity_report import VerifyReport
 from feather_edge.fit import FitReport
@@ -73,7 +73,8 @@ def render(folder: Path, report: DeployReport) -> str:
     bundle = Bundle.open(folder)
     stages = {stage.name: stage for stage in report.stages}
     bench = None if report.bench is None else _read("bench", report.bench, Report)
-    parity = _read("verify", stages["verify"].result["parity"], list[VerifyReport])
+    verified = _read("verify", stages["verify"].result, VerifyResult)
+    parity = _read("verify", verified.parity, list[VerifyReport])
     fit = _read("fit", report.fit, FitReport)
     return environment.get_template(TEMPLATE).render(
         version=__version__,
@@ -81,8 +82,9 @@ def render(folder: Path, report: DeployReport) -> str:
         outcome=outcome,
         manifest=bundle.manifest,
         stages=stages,
+        num_bytes=sum(record.num_bytes for record in bundle.manifest.files.values()),
         schedule=_schedule(bundle),
-        pictures=_pictures(folder, stages["verify"].result["pictures"]),
+        pictures=_pictures(bundle, verified.pictures),
         parity=parity,
         parity_line=_parity_line(parity),
         fit=fit,
@@ -116,14 +118,15 @@ def _schedule(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _pictures(folder: Path, rows: list[list[dict[str, str]]]) -> list[list[dict[str, str]]]:
-    """Return the pictures of each scene with their pixels."""
+def _pictures(bundle: Bundle, rows: tuple[tuple[Picture, ...], ...]) -> list[list[dict[str, str]]]:
+    """Return the pictures of each sample with their pixels."""
     return [
         [
             {
-                **picture,
+                "title": picture.title,
+                "caption": picture.caption,
                 "source": "data:image/png;base64,"
-                + base64.b64encode((folder / picture["file"]).read_bytes()).decode(),
+                + base64.b64encode(bundle.inside(picture.file).read_bytes()).decode(),
             }
             for picture in row
         ]

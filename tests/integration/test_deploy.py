@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from support.killing import MEASURED, deployment, tree
 
@@ -16,7 +18,7 @@ from feather_edge.deploy.chain import deploy
 from feather_edge.deploy.deployment import Watch
 from feather_edge.deploy.dry_run import dry_run
 from feather_edge.deploy.target import read_target
-from feather_edge.errors import BundleError, ParityError, RequestError
+from feather_edge.errors import BuildError, BundleError, FitError, ParityError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -214,6 +216,30 @@ def test_another_machine_is_left_what_only_it_can_do(source: Path, tmp_path: Pat
     assert "to be finished on the device" in page
     assert "--from-stage build-engine" in page
     assert new_stages(deploy(orin)) == []
+
+
+def test_what_the_target_cannot_build_is_told_here(source: Path, tmp_path: Path) -> None:
+    asked = deployment(str(source), tmp_path / "bundle", target=read_target("orin-nano-8gb"))
+    recipe = msgspec.structs.replace(asked.recipe, opset="23")
+    message = "^build-engine: .* reads none of these; export with --opset all; .*unfinished has"
+    with pytest.raises(BuildError, match=message):
+        deploy(dataclasses.replace(asked, recipe=recipe))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_done(
+    source: Path, tmp_path: Path
+) -> None:
+    robot = tmp_path / "robot.toml"
+    robot.write_text('compute_capabilities = ["8.7"]\nshared_memory_mib = 1800\n')
+    asked = deployment(str(source), tmp_path / "bundle", target=read_target(str(robot)))
+    with pytest.raises(FitError, match=r"^fit: .*does not fit robot: .*go on all the same with"):
+        deploy(asked)
+    assert [path.name for path in tmp_path.iterdir()] == ["robot.toml"]
+    assert dry_run(asked).fit.verdict == "does not fit"
+    report = deploy(dataclasses.replace(asked, force=True))
+    assert report.fit["verdict"] == "does not fit"
+    assert "does not fit" in (tmp_path / "bundle" / "report.html").read_text()
 
 
 def test_a_dry_run_does_nothing(own: Path, asked: Callable[..., Deployment]) -> None:
