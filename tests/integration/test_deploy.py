@@ -231,7 +231,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_done(
     source: Path, tmp_path: Path
 ) -> None:
     robot = tmp_path / "robot.toml"
-    robot.write_text('compute_capabilities = ["8.7"]\nshared_memory_mib = 1800\n')
+    robot.write_text('compute_capabilities = ["8.7"]\nshared_memory_mib = 400\n')
     asked = deployment(str(source), tmp_path / "bundle", target=read_target(str(robot)))
     with pytest.raises(FitError, match=r"^fit: .*does not fit robot: .*go on all the same with"):
         deploy(asked)
