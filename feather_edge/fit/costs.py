@@ -50,6 +50,8 @@ CPU_FACTORS = {"float": 1.0, "float16": 2.3}
 CPU_INTEGER_FACTOR = 1.0
 CPU_ARENA_FACTOR = 1.0
 """Memory of ONNX Runtime's arenas over what is alive in a graph."""
+CPU_SCORES_FACTOR = 2.0
+"""Its attention holds the scores of all heads, and what softmax makes of them, in float32."""
 
 DEVICE_PROCESS_MIB = 600
 """Python with a CUDA context and TensorRT's kernels. Not measured: no GPU was at hand."""
@@ -176,7 +178,8 @@ def _run_on_cpu(graphs: list[_Graph]) -> dict[str, float]:
         "process": float(CPU_PROCESS_MIB),
         "weights": sum(_cpu_weights(graph.weights) for graph in graphs) / MIB,
         "KV caches": 2 * sum(graph.cache for graph in graphs),
-        "activations": CPU_ARENA_FACTOR * sum(graph.live + graph.scores for graph in graphs),
+        "attention scores": CPU_SCORES_FACTOR * sum(graph.scores for graph in graphs),
+        "activations": CPU_ARENA_FACTOR * sum(graph.live for graph in graphs),
     }
 
 
