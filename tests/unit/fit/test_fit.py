@@ -171,7 +171,7 @@ def test_advice_carries_its_own_numbers() -> None:
 
 
 def test_swap_is_advised_for_a_build_alone() -> None:
-    board = EngineRecipe(shared_memory_mib=1000, pool_limit=("workspace:1G",), profiles="one")
+    board = EngineRecipe(shared_memory_mib=1100, pool_limit=("workspace:1G",), profiles="one")
     report = fit(CHECKPOINT, target=TARGET, engine_recipe=board, machine=ROOMY)
     stages = {stage.name: stage.verdict for stage in report.stages}
     assert stages["build"] == "does not fit"
