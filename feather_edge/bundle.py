@@ -136,7 +136,7 @@ class Bundle:
             BundleError: if it is not within the bundle, or a link leads it out.
         """
         path = self.path / name
-        if not _is_inside(path, self.path):
+        if not is_inside(path, self.path):
             raise BundleError(
                 f"{path} leads out of the bundle, to {path.resolve()}; nothing outside it is "
                 f"opened, so remove the link"
@@ -148,7 +148,7 @@ class Bundle:
 
     def _check_file(self, name: str, record: FileRecord, *, max_hashed: int) -> None:
         path = self.path / name
-        if not _is_inside(path, self.path):
+        if not is_inside(path, self.path):
             raise BundleError(f"{self.path / MANIFEST_FILE} names a file outside itself: {name!r}")
         if not path.is_file():
             raise BundleError(f"bundle {self.path} misses {name}; export it again")
@@ -165,9 +165,13 @@ class Bundle:
             )
 
     def _check_nothing_else(self) -> None:
-        """Refuse files that nothing accounts for: what lies in a bundle is part of it."""
+        """Refuse links that lead out, and files that nothing accounts for.
+
+        What lies in a bundle is part of it, also what commands have added.
+        """
         for path in sorted(self.path.rglob("*")):
             name = path.relative_to(self.path)
+            self.inside(name.as_posix())
             if path.is_dir() or name.parts[0] in UNLISTED:
                 continue
             if name.as_posix() not in self.manifest.files:
@@ -264,7 +268,7 @@ def _decode(file: Path) -> BundleManifest:
     return manifest
 
 
-def _is_inside(path: Path, folder: Path) -> bool:
+def is_inside(path: Path, folder: Path) -> bool:
     """Return whether a path lies in a folder and no link leads it out."""
     if ".." in path.parts or not path.is_relative_to(folder):
         return False

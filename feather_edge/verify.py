@@ -109,7 +109,7 @@ def verify_chain(
             {"backend": backend, "target": target, "cuda_graphs": cuda_graphs, "opset": opset}
         )
     elif not (layers and checkpoint is not None):
-        links, skipped = present_links(bundle, target, layers=layers)
+        links, skipped = _present_links(bundle, target, layers=layers)
     reports += [verify(bundle, **link, **rest) for link in links]
     if not reports:
         raise RequestError(
@@ -241,7 +241,7 @@ def verify(
     )
 
 
-def present_links(
+def _present_links(
     bundle: Bundle, target: str | None, *, layers: bool
 ) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     """Return what of a bundle can be compared with ONNX Runtime here, and what cannot, and why."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from feather_edge import strict_json
+from feather_edge.bundle import is_inside
 from feather_edge.errors import RequestError
 from feather_edge.locking import exclusive
 from feather_edge.pruning.request import Pruning
@@ -186,6 +187,10 @@ def read_calibration(folder: Path, here: Fingerprint) -> Calibration:
     file = folder / here.file
     backend = f"{here.backend} on {here.device}"
     command = f"feather-edge tune {folder} --backend {here.backend} --budget-ttft-ms MS"
+    if not is_inside(file, folder):
+        raise RequestError(
+            f"{file} lies outside of the bundle, which is never opened; measure with: {command}"
+        )
     if not file.is_file():
         raise RequestError(
             f"a deadline needs times measured on this device, and {folder} has none for "

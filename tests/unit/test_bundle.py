@@ -191,6 +191,16 @@ def test_links_out_of_the_bundle(folder: Path, kind: str) -> None:
     refuses(folder, "names a file outside itself")
 
 
+@pytest.mark.parametrize("name", ["engines", "engines/rtx", "calibration", "verify.json", "more"])
+def test_links_out_of_the_bundle_that_no_manifest_lists(folder: Path, name: str) -> None:
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(outside)
+
+    refuses(folder, rf"{name} leads out of the bundle, to .*outside; nothing outside it is opened")
+
+
 def test_a_link_to_the_bundle_is_the_bundle(folder: Path) -> None:
     (folder.parent / "link").symlink_to(folder)
 
