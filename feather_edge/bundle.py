@@ -10,16 +10,15 @@
       engines/<target>/            what build-engine adds on a device; no part of the manifest
       calibration/<backend>-<device>.json    what tune measures on a device; likewise
       verify.json                  what verify found, and of what; likewise
+      deploy/, report.html         what deploy records of its stages; likewise
 
-A bundle appears whole or not at all: it is written beside its destination and renamed.
+A bundle appears whole or not at all: it is written beside its destination and renamed, see
+``feather_edge.staging``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +35,6 @@ from feather_edge.graphs import (
     GraphSpec,
     decoder_spec,
 )
-from feather_edge.locking import exclusive
 from feather_edge.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
@@ -54,7 +52,7 @@ HASHED_BYTES = 2**25
 """Files up to this size, which is all but the weights, are hashed whenever a bundle is opened."""
 
 MAX_MANIFEST_BYTES = 2**24
-UNLISTED = (MANIFEST_FILE, RECEIPT_FILE, "engines", "calibration")
+UNLISTED = (MANIFEST_FILE, RECEIPT_FILE, "engines", "calibration", "deploy", "report.html")
 """What the manifest does not list: itself, and what commands add, which has forms of its own."""
 
 
@@ -245,56 +243,6 @@ def write_manifest(folder: Path, manifest: BundleManifest) -> None:
     complete = msgspec.structs.replace(complete, sha256=manifest_sha256(complete))
     text = msgspec.json.format(msgspec.json.encode(complete), indent=2)
     (folder / MANIFEST_FILE).write_bytes(text + b"\n")
-
-
-@contextlib.contextmanager
-def staging_folder(destination: Path, *, force: bool) -> Iterator[Path]:
-    """Give an empty folder that becomes ``destination`` when the block ends without an error.
-
-    Raises:
-        BundleError: if ``destination`` exists and ``force`` is off, or it exists and is not a
-            bundle: a folder of something else is never replaced; or another process writes it.
-    """
-    _check_replaceable(destination, force=force)
-    with exclusive(destination):
-        _check_replaceable(destination, force=force)
-        staging = destination.parent / f".{destination.name}.partial-{os.getpid()}"
-        try:
-            staging.mkdir(parents=True)
-            yield staging
-            _replace(staging, destination)
-        except OSError as error:
-            raise BundleError(f"cannot write {destination}: {error.strerror or error}") from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _check_replaceable(destination: Path, *, force: bool) -> None:
-    if not destination.exists():
-        return
-    if not force:
-        raise BundleError(f"{destination} already exists; overwrite it with --force")
-    is_empty = destination.is_dir() and not any(destination.iterdir())
-    if not is_empty and not (destination / MANIFEST_FILE).is_file():
-        raise BundleError(
-            f"{destination} exists and is not a bundle, so --force will not replace it; "
-            f"choose another output"
-        )
-
-
-def _replace(staging: Path, destination: Path) -> None:
-    """Move ``staging`` to ``destination``; the old bundle is set aside first, deleted last."""
-    if not destination.exists():
-        staging.rename(destination)
-        return
-    old = destination.parent / f".{destination.name}.old-{os.getpid()}"
-    destination.rename(old)
-    try:
-        staging.rename(destination)
-    except OSError:
-        old.rename(destination)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _decode(file: Path) -> BundleManifest:

@@ -18,6 +18,7 @@ from feather_edge.errors import RequestError
 from feather_edge.locking import exclusive
 from feather_edge.pruning.request import Pruning
 from feather_edge.runtime.fingerprint import Fingerprint, fingerprint
+from feather_edge.staging import write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -221,9 +222,6 @@ def write_calibration(folder: Path, calibration: Calibration) -> Path:
     """
     file = folder / calibration.fingerprint.file
     text = msgspec.json.format(msgspec.json.encode(calibration), indent=2)
-    partial = file.with_suffix(".partial")
     with exclusive(folder):
-        file.parent.mkdir(exist_ok=True)
-        partial.write_bytes(text + b"\n")
-        partial.replace(file)
+        write_whole(file, text + b"\n")
     return file

@@ -18,6 +18,7 @@ from feather_edge.locking import exclusive
 from feather_edge.manifest import RECEIPT_FILE
 from feather_edge.runtime.backend_names import BACKEND_NAMES
 from feather_edge.runtime.fingerprint import difference, library
+from feather_edge.staging import write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -210,7 +211,6 @@ def write_receipt(bundle: Bundle, *verdicts: Verdict) -> Path:
         BundleError: if another process writes the bundle, or its folder cannot be written.
     """
     file = _file(bundle)
-    partial = file.with_suffix(".partial")
     with exclusive(bundle.path):
         try:
             earlier = read_receipt(bundle)
@@ -225,10 +225,8 @@ def write_receipt(bundle: Bundle, *verdicts: Verdict) -> Path:
         receipt = Receipt(format_version=FORMAT_VERSION, verdicts=tuple(kept.values()))
         text = msgspec.json.format(msgspec.json.encode(receipt), indent=2)
         try:
-            partial.write_bytes(text + b"\n")
-            partial.replace(file)
+            write_whole(file, text + b"\n")
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise BundleError(f"cannot write {file}: {error.strerror or error}") from error
     return file
 
