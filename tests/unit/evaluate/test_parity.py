@@ -123,8 +123,8 @@ def test_values_that_are_not_finite_are_refused() -> None:
     bad = tensor(num_not_finite=7, first_not_finite="inf at [0, 3]")
     assert verdict(first_bad=bad) == (
         "tensorrt differs from onnxruntime with opset 23: logits of decoder_1 (prefill, 00.png) "
-        "is the first with values that are not finite: 7, in the reference 0, first inf at [0, 3]; "
-        "with fp16 this is an overflow, export with --precision fp32"
+        "is the first with values that are not finite: 7, in the reference 0, first inf at "
+        "[0, 3]; with fp16 this is an overflow, export with --precision fp32"
     )
 
 
