@@ -46,7 +46,7 @@ python tools/scene_vlm/evidence.py FOLDER --output out/evidence      # writes th
 """
 RESULTS = """## Every method, float32
 
-The first {num_scenes} scenes of the {split} split. `keep` is the method's own parameter.
+The first {num_scenes} of the {split} scenes. `keep` is the method's own parameter.
 `tokens` are the visual ones that entered each segment (mean), `FLOPs` those of the decoder's
 prefill, text included, by the unpruned ones. Localisation is right when the boxes overlap by at
 least 0.5, a coarse answer when it is the very word; in brackets, 95 % intervals (Wilson).
@@ -70,7 +70,7 @@ attention with RoPE.
 QUANTISED = """## Quantised decoders
 
 Weights of the decoder as int8 and int4 in blocks of 32, its head int8, the vision encoder
-float32. The first {num_scenes} scenes of the {split} split. `lost` and `won` count answers that
+float32. The first {num_scenes} of the {split} scenes. `lost` and `won` count answers that
 were right in float32 and are wrong here, and the other way round, of {num_questions}. `kept too`:
 the share of the tokens kept in float32 that the quantised decoder keeps as well, stage after
 stage, on {num_overlap} questions.
