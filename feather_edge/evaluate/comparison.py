@@ -46,15 +46,12 @@ class Comparison:
             every stage as FEATHER does, and one before it as many as make the prefill cost the
             same. ``own``: the ratio is each method's own parameter.
         seed: of ``random``, mixed with the name of each sample; None takes the bundle's.
-        has_unpruned: whether the unpruned model is asked too. Its answers do not depend on where
-            the decoder is split, so of several bundles of one checkpoint one may be enough.
     """
 
     methods: tuple[str, ...] = METHODS
     keep_ratios: tuple[float, ...] = (0.75, 0.5, 0.25, 0.1)
     budget: Budget = "equal"
     seed: int | None = None
-    has_unpruned: bool = True
 
     def __post_init__(self) -> None:
         for method in self.methods:
@@ -70,7 +67,7 @@ class Comparison:
                 raise RequestError(f"{name} are {values}; give at least one, each of them once")
 
     def prunings(self, bundle: Bundle) -> dict[tuple[str, float], Pruning]:
-        """Return the request of each method and ratio, the unpruned one first if it is asked.
+        """Return the request of each method and ratio, the unpruned one first.
 
         A row prunes in one place, inside the decoder or before it; only ``recipe`` may combine.
 
@@ -82,7 +79,7 @@ class Comparison:
         if self.seed is not None:
             own = dataclasses.replace(own, seed=self.seed)
         base = dataclasses.replace(own, criterion="none", pre_criterion="none")
-        found = {UNPRUNED: base} if self.has_unpruned else {}
+        found = {UNPRUNED: base}
         if RECIPE in self.methods:
             found[(RECIPE, own.keep_ratio[0])] = own
         return found | {

@@ -19,6 +19,7 @@ from feather_edge.bundle import Bundle
 from feather_edge.errors import RequestError
 from feather_edge.evaluate.answers import MIN_IOU, BoxReader, is_same_word
 from feather_edge.evaluate.boxes import intersection_over_union
+from feather_edge.evaluate.comparison import UNPRUNED
 from feather_edge.evaluate.records import Conditions, Record, RecordFile
 from feather_edge.evaluate.summary import Evaluation, summarise
 from feather_edge.images import load_image
@@ -104,6 +105,7 @@ def gather(
     backend: str = "auto",
     target: str | None = None,
     force: bool = False,
+    is_unpruned_asked: bool = True,
     on_progress: OnProgress | None = None,
 ) -> Gathered:
     """Answer every question of a task with every method and ratio.
@@ -117,6 +119,8 @@ def gather(
         backend: what runs the graphs.
         target: whose engines, see ``Session.open``.
         force: start over.
+        is_unpruned_asked: answers of the unpruned model do not depend on where the decoder is
+            split, so of several bundles of one checkpoint one may be enough.
         on_progress: called before the first and after every sample.
 
     Raises:
@@ -125,11 +129,14 @@ def gather(
     # 1. What is compared, and how answers are read.
     bundle = Bundle.open(bundle_folder)
     prunings = comparison.prunings(bundle)
+    base = prunings[UNPRUNED]
+    if not is_unpruned_asked:
+        del prunings[UNPRUNED]
     reader = _box_reader(bundle, task, box_format)
     stated = _conditions(
         bundle,
         task,
-        base=next(iter(prunings.values())),
+        base=base,
         budget=comparison.budget,
         reader=reader,
         backend=backend if target is None else f"{backend}:{target}",

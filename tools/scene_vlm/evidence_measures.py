@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import statistics
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,15 +20,21 @@ from feather_edge.images import load_image
 from feather_edge.runtime.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
+    import numpy as np
     from evidence_runs import Answers, Key
+    from numpy.typing import NDArray
 
     from feather_edge.evaluate.tasks import Sample
     from feather_edge.pruning import Pruning
 
+    Kept = dict[Key, list[list[NDArray[np.int64]]]]
+    """Indices that each stage keeps, question after question, by method and ratio."""
+
 WARMUP, ROUNDS = 2, 15
-NUM_OVERLAP_SCENES = 50
+NUM_OVERLAP_SCENES = 25
 
 
 def row_name(key: Key) -> str:
@@ -67,7 +71,7 @@ def measure_times(answers: Answers) -> Times:
             environment = environment or describe_environment(
                 bundle, session.backend, target=None, num_threads=None, energy_sensors=()
             )
-            prunings = _with_unpruned(name, bundle)
+            prunings = RUNS[name].comparison.prunings(bundle)
             timings = measure(
                 session,
                 {row_name(key): pruning for key, pruning in prunings.items()},
@@ -105,46 +109,44 @@ class Overlaps(msgspec.Struct, frozen=True, kw_only=True):
 def measure_overlaps(answers: Answers) -> Overlaps:
     """Compare the kept sets of quantised and float32 decoders on the same questions."""
     samples = answers.task.samples[:NUM_OVERLAP_SCENES]
-    quantised = {name: run.float_run for name, run in RUNS.items() if run.float_run is not None}
+    kept: dict[str, Kept] = {}
     shares = {}
-    for float_name in dict.fromkeys(quantised.values()):
-        names = [name for name, base in quantised.items() if base == float_name]
-        with ExitStack() as stack:
-            reference, *others = (
-                stack.enter_context(Session.open(answers.bundle(name)))
-                for name in (float_name, *names)
-            )
-            prunings = RUNS[names[0]].comparison.prunings(reference.bundle)
-            prunings.pop(UNPRUNED, None)
-            for name, session in zip(names, others, strict=True):
-                shares[name] = {
-                    row_name(key): _mean_overlap(session, reference, pruning, samples)
-                    for key, pruning in prunings.items()
-                }
+    for name, run in RUNS.items():
+        if run.float_run is None:
+            continue
+        prunings = run.comparison.prunings(Bundle.open(answers.bundle(name)))
+        del prunings[UNPRUNED]
+        for each in (run.float_run, name):
+            if each not in kept:
+                kept[each] = _kept(answers.bundle(each), prunings, samples)
+        shares[name] = {
+            row_name(key): _mean_overlap(kept[name][key], kept[run.float_run][key])
+            for key in prunings
+        }
     return Overlaps(num_questions=sum(len(sample.questions) for sample in samples), shares=shares)
 
 
+def _kept(bundle: Path, prunings: Mapping[Key, Pruning], samples: Sequence[Sample]) -> Kept:
+    """Return what the stages keep of every question, by method and ratio."""
+    found: Kept = {key: [] for key in prunings}
+    with Session.open(bundle) as session:
+        for sample in samples:
+            image = load_image(sample.image)
+            for question in sample.questions:
+                for key, pruning in prunings.items():
+                    result = session.generate(
+                        image, question.text, pruning=pruning, max_new_tokens=1
+                    )
+                    found[key].append([stage.kept_indices for stage in result.stages])
+    return found
+
+
 def _mean_overlap(
-    session: Session, reference: Session, pruning: Pruning, samples: Sequence[Sample]
+    found: Sequence[Sequence[NDArray[np.int64]]], wanted: Sequence[Sequence[NDArray[np.int64]]]
 ) -> tuple[float, ...]:
-    """Return the mean share of the reference's kept tokens that a session keeps, by stage."""
-    shares = []
-    for sample in samples:
-        image = load_image(sample.image)
-        for question in sample.questions:
-            found, wanted = (
-                each.generate(image, question.text, pruning=pruning, max_new_tokens=1).stages
-                for each in (session, reference)
-            )
-            shares.append(
-                [
-                    overlap(stage.kept_indices, other.kept_indices)
-                    for stage, other in zip(found, wanted, strict=True)
-                ]
-            )
+    """Return the mean share of the wanted tokens that were kept, by stage."""
+    shares = [
+        [overlap(*pair) for pair in zip(*stages, strict=True)]
+        for stages in zip(found, wanted, strict=True)
+    ]
     return tuple(statistics.fmean(column) for column in zip(*shares, strict=True))
-
-
-def _with_unpruned(name: str, bundle: Bundle) -> dict[Key, Pruning]:
-    comparison = dataclasses.replace(RUNS[name].comparison, has_unpruned=True)
-    return comparison.prunings(bundle)

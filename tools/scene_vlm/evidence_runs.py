@@ -61,6 +61,8 @@ class Run:
         where: the place and manner of pruning, in words.
         recipe: how the bundle is exported.
         comparison: methods and keep ratios.
+        asks_unpruned: whether it asks the unpruned model too. Its answers do not depend on where
+            the decoder is split, so one run of each precision does.
         paper: the paper's row of a method and keep ratio, where it has one.
         float_run: of a quantised bundle, the run whose bundle has the same stages in float32.
         num_scenes: asked at most; None is every one.
@@ -69,6 +71,7 @@ class Run:
     where: str
     recipe: ExportRecipe
     comparison: Comparison
+    asks_unpruned: bool = False
     paper: Mapping[Key, Published] = field(default_factory=dict)
     float_run: str | None = None
     num_scenes: int | None = None
@@ -91,19 +94,17 @@ def _single(layer: int, paper: dict[Key, Published]) -> Run:
         comparison=Comparison(
             methods=("feather", "fastv", "fastv-full", "uniform", "random"),
             keep_ratios=(0.25,),
-            has_unpruned=False,
         ),
         paper=paper,
     )
 
 
-# The answers of the unpruned model do not depend on where the decoder is split: one run of each
-# precision asks for them, the first.
 _FLOAT_RUNS = {
     "feather": Run(
         where="before 8 and 16, union with the grid",
         recipe=ExportRecipe(stages=(8, 16), selection="union", opset="23"),
         comparison=Comparison(methods=("feather",), keep_ratios=(0.3, 0.6), budget="own"),
+        asks_unpruned=True,
         paper={
             ("feather", 0.3): Published(saved=64, localisation=39.3, gqa=61.8),
             ("feather", 0.6): Published(saved=48, localisation=49.7, gqa=63.2),
@@ -128,18 +129,14 @@ _FLOAT_RUNS = {
     "equal": Run(
         where="at the cost of FEATHER",
         recipe=ExportRecipe(stages=(8, 16), opset="23"),
-        comparison=Comparison(
-            methods=("pre-divprune", "uniform"), keep_ratios=(0.3, 0.6), has_unpruned=False
-        ),
+        comparison=Comparison(methods=("pre-divprune", "uniform"), keep_ratios=(0.3, 0.6)),
     ),
     "pyramiddrop": Run(
         where="before 8, 15 and 22, powers of the ratio",
         recipe=ExportRecipe(
             stages=(8, 15, 22), prune="pyramiddrop", keep_ratio=(0.5, 0.25, 0.125), opset="23"
         ),
-        comparison=Comparison(
-            methods=("pyramiddrop",), keep_ratios=(0.3, 0.6), has_unpruned=False
-        ),
+        comparison=Comparison(methods=("pyramiddrop",), keep_ratios=(0.3, 0.6)),
         paper={
             ("pyramiddrop", 0.3): Published(saved=65, localisation=28.9, gqa=61.2),
             ("pyramiddrop", 0.6): Published(saved=46, localisation=46.6, gqa=63.1),
@@ -251,12 +248,15 @@ class Answers:
             run.comparison,
             output=self.folder / name,
             box_format=BOX_FORMAT,
+            is_unpruned_asked=run.asks_unpruned,
         )
 
     def _num_complete(self, name: str) -> int:
         run = RUNS[name]
         there = {record.trial for record in read_records(self.folder / name)}
-        keys = run.comparison.prunings(Bundle.open(self.bundle(name)))
+        keys = set(run.comparison.prunings(Bundle.open(self.bundle(name))))
+        if not run.asks_unpruned:
+            keys.remove(UNPRUNED)
         samples = run.of(self.task).samples
         for count, sample in enumerate(samples):
             numbers = range(len(sample.questions))
@@ -273,7 +273,7 @@ def runs_of(precision: str) -> list[str]:
 def _unpruned(name: str) -> str:
     """Return the run of the same precision that asks the unpruned model."""
     same = runs_of(RUNS[name].precision)
-    return next(other for other in same if RUNS[other].comparison.has_unpruned)
+    return next(other for other in same if RUNS[other].asks_unpruned)
 
 
 def _summarise(gathered: Gathered, full: Gathered, task: Task) -> Evaluation:

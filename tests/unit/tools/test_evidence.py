@@ -74,9 +74,7 @@ def test_quantised_runs_differ_in_the_decoder_alone():
         assert set(run.comparison.methods) <= set(base.comparison.methods), name
     for precision in ("fp32", "int8", "int4"):
         names = runs_of(precision)
-        assert [RUNS[name].comparison.has_unpruned for name in names] == [True] + [False] * (
-            len(names) - 1
-        )
+        assert [RUNS[name].asks_unpruned for name in names] == [True] + [False] * (len(names) - 1)
 
 
 def test_two_questions_a_scene_with_every_kind_in_turn():
