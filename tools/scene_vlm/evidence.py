@@ -86,7 +86,7 @@ def main() -> None:
     )
     rows = measured(
         answers.output / "rows.json",
-        kept_rows.KeptRows,
+        kept_rows.KeptTokens,
         (lambda: kept_rows.measure(options.checkpoint, num_scenes=NUM_ROW_SCENES, keep_ratio=0.25))
         if "rows" in options.step
         else None,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from evidence_measures import Overlaps, Times
     from evidence_runs import Answers, Key, Run
-    from kept_rows import KeptRows
+    from kept_rows import KeptTokens
 
     from feather_edge.evaluate.records import Record
     from feather_edge.evaluate.summary import Evaluation, Row
@@ -61,11 +61,12 @@ ratio at the second setting is not printed; 0.6 gives its FLOPs.
 """
 BY_KIND = """## Coarse answers by kind
 """
-ROWS = """## How far down the picture the kept tokens lie
+DEPTHS = """## Where the kept tokens lie
 
 {num_prompts} questions for a place about development scenes, a quarter of the tokens kept, no
-other stage before. 0 is the top row, 1 the bottom; the paper reports 0.807 before layer 3 for an
-attention with RoPE.
+other stage before. How far down the picture the kept tokens lie, 0 at the top row and 1 at the
+bottom; the paper reports 0.807 before layer 3 for an attention with RoPE. In brackets, how many
+of the tokens of the object in question are among them; 0.25 is chance.
 """
 QUANTISED = """## Quantised decoders
 
@@ -78,7 +79,7 @@ stage, on {num_overlap} questions.
 
 
 def page(
-    answers: Answers, times: Times | None, overlaps: Overlaps | None, rows: KeptRows | None
+    answers: Answers, times: Times | None, overlaps: Overlaps | None, rows: KeptTokens | None
 ) -> str:
     """Return the page of what was answered by all runs, and measured."""
     names = runs_of("fp32")
@@ -205,13 +206,16 @@ def _time_conditions(times: Times) -> Iterator[str]:
     )
 
 
-def _depths(rows: KeptRows) -> Iterator[str]:
-    yield ROWS.format(num_prompts=rows.num_prompts)
+def _depths(rows: KeptTokens) -> Iterator[str]:
+    yield DEPTHS.format(num_prompts=rows.num_prompts)
+    columns = [
+        [f"{row:.2f} ({share:.2f})" for row, share in zip(*each, strict=True)]
+        for each in zip(rows.rows.values(), rows.object_shares.values(), strict=True)
+    ]
     depths = (
-        (str(layer), *(f"{row:.2f}" for row in each))
-        for layer, each in enumerate(zip(*rows.table.values(), strict=True), start=1)
+        (str(layer), *cells) for layer, cells in enumerate(zip(*columns, strict=True), start=1)
     )
-    yield from _table(("before layer", *rows.table), depths)
+    yield from _table(("before layer", *rows.rows), depths)
 
 
 def _quantised(answers: Answers, overlaps: Overlaps, split: str) -> Iterator[str]:
