@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evidence_measures import row_name
-from evidence_runs import PAPER_GQA, PAPER_LOCALISATION, RUNS, runs_of
+from evidence_runs import PAPER_GQA, PAPER_LOCALISATION, RUNS
 
 from feather_edge.evaluate.comparison import UNPRUNED
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from feather_edge.evaluate.summary import Evaluation, Row
 
 FINDINGS = Path(__file__).with_name("evidence_findings.md")
-KINDS = ("colour", "shape", "presence", "count")
 LABELS = {
     "feather": "FEATHER",
     "fastv": "FastV, softmax over the image",
@@ -44,22 +43,24 @@ python tools/scene_vlm/assemble.py FOLDER
 python tools/scene_vlm/evidence.py FOLDER --output out/evidence      # writes this page
 ```
 """
-RESULTS = """## Every method, float32
+KEY = """`keep` is the method's own parameter. `tokens` are the visual ones that entered each
+segment (mean), `FLOPs` those of the decoder's prefill, text included, by the unpruned ones. Localisation
+is right when the boxes overlap by at least 0.5, a coarse answer when it is the very word; in
+brackets, 95 % intervals (Wilson). `kept row` is how far down the picture the tokens lie that the
+first stage kept: 0 is the top, 1 the bottom, 0.5 no preference.
 
-The first {num_scenes} of the {split} scenes. `keep` is the method's own parameter.
-`tokens` are the visual ones that entered each segment (mean), `FLOPs` those of the decoder's
-prefill, text included, by the unpruned ones. Localisation is right when the boxes overlap by at
-least 0.5, a coarse answer when it is the very word; in brackets, 95 % intervals (Wilson).
-`kept row` is how far down the picture the tokens lie that the first stage kept: 0 is the top, 1
-the bottom, 0.5 no preference.
+Under each table of results is one beside the paper: `FLOPs`, `localisation` and `coarse` by those
+of the unpruned model on the same questions, here and there. The paper's localisation is the mean
+of OCID-Ref and the three RefCOCO, its coarse task is GQA here. The ratio of FEATHER's second
+setting is not printed in the paper; 0.6 gives its FLOPs.
 """
-BESIDE = """## Beside the paper
+TABLES = {
+    "One stage, and FEATHER as published": ("feather", "layer-3", "layer-8"),
+    "At about FEATHER's cost": ("feather", "equal", "pyramiddrop"),
+}
+RESULTS = """## {title}
 
-`FLOPs`, `localisation` and `coarse` by those of the unpruned model, here and there. The paper's
-localisation is the mean of OCID-Ref and the three RefCOCO, its coarse task is GQA here. FEATHER's
-ratio at the second setting is not printed; 0.6 gives its FLOPs.
-"""
-BY_KIND = """## Coarse answers by kind
+The first {num_scenes} of the {split} scenes, float32.
 """
 DEPTHS = """## Where the kept tokens lie
 
@@ -82,20 +83,19 @@ def page(
     answers: Answers, times: Times | None, overlaps: Overlaps | None, rows: KeptTokens | None
 ) -> str:
     """Return the page of what was answered by all runs, and measured."""
-    names = runs_of("fp32")
-    num_scenes = answers.num_complete(names)
-    found = answers.evaluations(names, num_scenes)
     split = answers.task.samples[0].name.partition("/")[0]
-    sections = [
-        INTRODUCTION,
-        RESULTS.format(num_scenes=num_scenes, split=split),
-        *_table(_RESULT_COLUMNS, _result_rows(found, times)),
+    sections = [INTRODUCTION, KEY]
+    for title, names in TABLES.items():
+        num_scenes = answers.num_complete(names)
+        found = answers.evaluations(names, num_scenes)
+        sections += [
+            RESULTS.format(title=title, num_scenes=num_scenes, split=split),
+            *_table(_RESULT_COLUMNS, _result_rows(found, times)),
+            *_table(_BESIDE_COLUMNS, _beside_rows(found)),
+        ]
+    sections += [
         *(_time_conditions(times) if times is not None else ()),
-        BESIDE,
-        *_table(_BESIDE_COLUMNS, _beside_rows(found)),
         FINDINGS.read_text(encoding="utf-8"),
-        BY_KIND,
-        *_table(("where", "method", "keep", *KINDS), _kind_rows(found)),
         *(_depths(rows) if rows is not None else ()),
         *(_quantised(answers, overlaps, split) if overlaps is not None else ()),
     ]
@@ -181,15 +181,6 @@ def _beside_rows(found: dict[str, Evaluation]) -> Iterator[tuple[str, ...]]:
         )
         pairs = zip(ours, theirs, strict=True)
         yield (*_head(name, row), *(cell for pair in pairs for cell in pair))
-
-
-def _kind_rows(found: dict[str, Evaluation]) -> Iterator[tuple[str, ...]]:
-    full = _full(found)
-    for head, row in (
-        (("-", "unpruned", "1"), full),
-        *((_head(name, row), row) for name, row in _each(found)),
-    ):
-        yield (*head, *(_number(row.topic_acc.get(kind)) for kind in KINDS))
 
 
 def _time_conditions(times: Times) -> Iterator[str]:

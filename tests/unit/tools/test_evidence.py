@@ -89,9 +89,14 @@ def test_two_questions_a_scene_with_every_kind_in_turn():
     assert topics == {"colour", "shape", "presence", "count"}
 
 
-def test_the_unpruned_model_is_asked_once_and_stands_in_every_comparison(answers: Any) -> None:
+def test_the_unpruned_model_is_asked_once_and_stands_in_every_comparison(
+    answers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import evidence_page
     from evidence_measures import measure_overlaps
     from evidence_page import page
+
+    monkeypatch.setattr(evidence_page, "TABLES", {"Both": ("feather", "layer-3")})
 
     assert answers.num_complete(["feather", "layer-3"]) == 0
     asked_first = list(answers.ask(["feather"]))
@@ -112,7 +117,7 @@ def test_the_unpruned_model_is_asked_once_and_stands_in_every_comparison(answers
     assert len(shares) == 2
     assert all(0.5 < share <= 1 for share in shares)
     text = page(answers, None, overlaps, None)
-    assert "The first 2 of the development scenes." in text
+    assert "The first 2 of the development scenes, float32." in text
     assert "| before 3 | RoPE-free | 0.25 |" in text
     assert "| before 8 and 16, union with the grid | FEATHER | 0.6 | int8 |" in text
 
@@ -122,7 +127,7 @@ def test_the_unpruned_model_is_asked_once_and_stands_in_every_comparison(answers
     path.write_bytes(b"".join(lines[:-1]))
     assert answers.num_complete(["feather"]) == 2
     assert answers.num_complete(["feather", "layer-3"]) == 1
-    assert "The first 1 of the development scenes." in page(answers, None, overlaps, None)
+    assert "The first 1 of the development scenes, float32." in page(answers, None, overlaps, None)
     list(answers.ask(["layer-3"]))
     assert len(read_records(answers.folder / "layer-3")) == len(lines)
 
