@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     Kept = dict[Key, list[list[NDArray[np.int64]]]]
     """Indices that each stage keeps, question after question, by method and ratio."""
 
-WARMUP, ROUNDS = 1, 12
-NUM_OVERLAP_SCENES = 10
+WARMUP, ROUNDS = 1, 8
+NUM_OVERLAP_SCENES = 5
 
 
 def row_name(key: Key) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,10 +45,10 @@ python tools/scene_vlm/evidence.py FOLDER --output out/evidence      # writes th
 ```
 """
 KEY = """`keep` is the method's own parameter. `tokens` are the visual ones that entered each
-segment (mean), `FLOPs` those of the decoder's prefill, text included, by the unpruned ones. Localisation
-is right when the boxes overlap by at least 0.5, a coarse answer when it is the very word; in
-brackets, 95 % intervals (Wilson). `kept row` is how far down the picture the tokens lie that the
-first stage kept: 0 is the top, 1 the bottom, 0.5 no preference.
+segment (mean), `FLOPs` those of the decoder's prefill, text included, by the unpruned ones.
+Localisation is right when the boxes overlap by at least 0.5, a coarse answer when it is the very
+word; in brackets, 95 % intervals (Wilson). `kept row` is how far down the picture the tokens lie
+that the first stage kept: 0 is the top, 1 the bottom, 0.5 no preference.
 
 Under each table of results is one beside the paper: `FLOPs`, `localisation` and `coarse` by those
 of the unpruned model on the same questions, here and there. The paper's localisation is the mean
@@ -61,6 +62,28 @@ TABLES = {
 RESULTS = """## {title}
 
 The first {num_scenes} of the {split} scenes, float32.
+"""
+PAIRS = (
+    (("layer-3", "feather", 0.25), ("layer-3", "fastv", 0.25)),
+    (("layer-3", "uniform", 0.25), ("layer-3", "fastv", 0.25)),
+    (("layer-3", "uniform", 0.25), ("layer-3", "feather", 0.25)),
+    (("layer-8", "feather", 0.25), ("layer-8", "fastv", 0.25)),
+    (("layer-8", "uniform", 0.25), ("layer-8", "feather", 0.25)),
+    *(
+        ((name, method, ratio), ("feather", "feather", ratio))
+        for name, method in (
+            ("equal", "uniform"),
+            ("equal", "pre-divprune"),
+            ("pyramiddrop", "pyramiddrop"),
+        )
+        for ratio in (0.3, 0.6)
+    ),
+)
+PAIRED = """## Question by question
+
+The same questions are asked of every method, so pairs say more than intervals. Right with the
+first method only, with the second only, and how probable so uneven a split is among equals (sign
+test, two-sided; of so many comparisons, some are below 0.05 by chance).
 """
 DEPTHS = """## Where the kept tokens lie
 
@@ -95,6 +118,8 @@ def page(
         ]
     sections += [
         *(_time_conditions(times) if times is not None else ()),
+        PAIRED,
+        *_table(_PAIR_COLUMNS, _pair_rows(answers)),
         FINDINGS.read_text(encoding="utf-8"),
         *(_depths(rows) if rows is not None else ()),
         *(_quantised(answers, overlaps, split) if overlaps is not None else ()),
@@ -113,6 +138,7 @@ _RESULT_COLUMNS = (
     "where", "method", "keep", "tokens", "FLOPs", "prefill time", "localisation", "mean IoU",
     "coarse", "kept row",
 )  # fmt: skip
+_PAIR_COLUMNS = ("first", "second", "questions", "localisation", "p", "coarse", "p")
 _BESIDE_COLUMNS = (
     "where", "method", "keep", "FLOPs", "paper", "localisation", "paper", "coarse", "paper",
 )  # fmt: skip
@@ -181,6 +207,36 @@ def _beside_rows(found: dict[str, Evaluation]) -> Iterator[tuple[str, ...]]:
         )
         pairs = zip(ours, theirs, strict=True)
         yield (*_head(name, row), *(cell for pair in pairs for cell in pair))
+
+
+def sign_test(num_first: int, num_second: int) -> float:
+    """Return how probable a split at least as uneven is when both sides are as likely."""
+    total = num_first + num_second
+    tail = sum(math.comb(total, count) for count in range(min(num_first, num_second) + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
+def _pair_rows(answers: Answers) -> Iterator[tuple[str, ...]]:
+    for pair in PAIRS:
+        num_scenes = answers.num_complete([name for name, _, _ in pair])
+        first, second = (
+            {
+                (record.kind, record.sample, record.question): record.is_right
+                for record in answers.records(name, num_scenes)
+                if (record.method, record.keep_ratio) == (method, ratio)
+            }
+            for name, method, ratio in pair
+        )
+        cells: list[str] = []
+        for kind in ("localisation", "coarse"):
+            gained = sum(first[each] and not second[each] for each in first if each[0] == kind)
+            lost = sum(second[each] and not first[each] for each in first if each[0] == kind)
+            cells += (f"{gained} : {lost}", f"{sign_test(gained, lost):.3f}")
+        heads = (
+            f"{label(RUNS[name], method)} {ratio:g}, {RUNS[name].where}"
+            for name, method, ratio in pair
+        )
+        yield (*heads, str(len(first)), *cells)
 
 
 def _time_conditions(times: Times) -> Iterator[str]:

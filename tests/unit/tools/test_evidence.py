@@ -97,6 +97,7 @@ def test_the_unpruned_model_is_asked_once_and_stands_in_every_comparison(
     from evidence_page import page
 
     monkeypatch.setattr(evidence_page, "TABLES", {"Both": ("feather", "layer-3")})
+    monkeypatch.setattr(evidence_page, "PAIRS", evidence_page.PAIRS[:1])
 
     assert answers.num_complete(["feather", "layer-3"]) == 0
     asked_first = list(answers.ask(["feather"]))
@@ -130,6 +131,14 @@ def test_the_unpruned_model_is_asked_once_and_stands_in_every_comparison(
     assert "The first 1 of the development scenes, float32." in page(answers, None, overlaps, None)
     list(answers.ask(["layer-3"]))
     assert len(read_records(answers.folder / "layer-3")) == len(lines)
+
+
+def test_an_even_split_says_nothing_and_an_uneven_one_does():
+    from evidence_page import sign_test
+
+    assert sign_test(3, 3) == sign_test(0, 0) == 1.0
+    assert sign_test(5, 0) == sign_test(0, 5) == 2 / 2**5
+    assert sign_test(11, 1) == pytest.approx(2 * 13 / 2**12)
 
 
 def test_times_are_ratios_to_the_unpruned_request_of_the_same_round(
