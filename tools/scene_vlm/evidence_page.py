@@ -122,7 +122,7 @@ def page(
         *_table(_PAIR_COLUMNS, _pair_rows(answers)),
         FINDINGS.read_text(encoding="utf-8"),
         *(_depths(rows) if rows is not None else ()),
-        *(_quantised(answers, overlaps, split) if overlaps is not None else ()),
+        *_quantised(answers, overlaps, split),
     ]
     return "\n".join(sections).rstrip() + "\n"
 
@@ -249,7 +249,8 @@ def _time_conditions(times: Times) -> Iterator[str]:
         f"rounds' ratios, and where 90 % of them lie. {stated.machine}, {stated.num_cores} "
         f"processors, onnxruntime {stated.runtimes['onnxruntime']}, load average "
         f"{stated.load_average:.2f} before and {times.load_average_after:.2f} after. Unpruned: "
-        f"{unpruned} ms, bundle after bundle.\n"
+        f"{unpruned} ms, bundle after bundle. A load above the number of processors means that "
+        "other programs ran: then the medians tell something, the ranges little.\n"
     )
 
 
@@ -265,7 +266,7 @@ def _depths(rows: KeptTokens) -> Iterator[str]:
     yield from _table(("before layer", *rows.rows), depths)
 
 
-def _quantised(answers: Answers, overlaps: Overlaps, split: str) -> Iterator[str]:
+def _quantised(answers: Answers, overlaps: Overlaps | None, split: str) -> Iterator[str]:
     by_float = _quantised_runs()
     names = [name for float_name, each in by_float.items() for name in (float_name, *each)]
     num_scenes = answers.num_complete(names)
@@ -277,7 +278,7 @@ def _quantised(answers: Answers, overlaps: Overlaps, split: str) -> Iterator[str
         num_scenes=num_scenes,
         split=split,
         num_questions=first.num_localisation + first.num_coarse,
-        num_overlap=overlaps.num_questions,
+        num_overlap=0 if overlaps is None else overlaps.num_questions,
     )
     columns = ("where", "method", "keep", "decoder", "localisation", "coarse", "lost", "won")
     right = {name: _right(answers.records(name, num_scenes)) for name in names}
@@ -311,7 +312,7 @@ def _compared(
     names: Sequence[str],
     found: dict[str, Evaluation],
     right: dict[str, dict[Key, dict[tuple[str, int], bool]]],
-    overlaps: Overlaps,
+    overlaps: Overlaps | None,
 ) -> Iterator[tuple[str, ...]]:
     """Yield the rows of a float32 run, the first of ``names``, and of its quantised ones."""
     keys = [(row.method, row.keep_ratio) for row in found[names[1]].rows]
@@ -324,7 +325,8 @@ def _compared(
             given = right[name][key]
             lost = sum(was and not given[question] for question, was in reference.items())
             won = sum(given[question] and not was for question, was in reference.items())
-            shares = overlaps.shares.get(name, {}).get(row_name(key), ())
+            kept = {} if overlaps is None else overlaps.shares
+            shares = kept.get(name, {}).get(row_name(key), ())
             changed = ("-", "-") if name == names[0] else (str(lost), str(won))
             yield (
                 *(("-", "unpruned", "1") if key == UNPRUNED else _head(name, row)),
