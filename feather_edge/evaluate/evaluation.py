@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import zlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +43,20 @@ if TYPE_CHECKING:
     OnProgress = Callable[[int, int], None]
     """Called with the samples done in this run, and all that it has to do."""
 
-__all__ = ["evaluate", "score_answer"]
+__all__ = ["Gathered", "evaluate", "gather", "score_answer"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathered:
+    """Every answer that a comparison asks for, and under which conditions it was given.
+
+    ``keys`` are the methods and keep ratios, as ``Comparison.prunings`` has them.
+    """
+
+    bundle: Bundle
+    conditions: Conditions
+    records: tuple[Record, ...]
+    keys: tuple[tuple[str, float], ...]
 
 
 def evaluate(
@@ -59,6 +73,43 @@ def evaluate(
 ) -> Evaluation:
     """Answer every question of a task with every method and ratio, and compare.
 
+    Arguments and errors are those of ``gather``.
+    """
+    gathered = gather(
+        bundle_folder,
+        task,
+        comparison,
+        output=output,
+        box_format=box_format,
+        backend=backend,
+        target=target,
+        force=force,
+        on_progress=on_progress,
+    )
+    return summarise(
+        gathered.bundle,
+        gathered.conditions,
+        gathered.records,
+        task=task,
+        keys=gathered.keys,
+    )
+
+
+def gather(
+    bundle_folder: Path,
+    task: Task,
+    comparison: Comparison,
+    *,
+    output: Path,
+    box_format: BoxFormat | None = None,
+    backend: str = "auto",
+    target: str | None = None,
+    force: bool = False,
+    is_unpruned_asked: bool = True,
+    on_progress: OnProgress | None = None,
+) -> Gathered:
+    """Answer every question of a task with every method and ratio.
+
     Args:
         bundle_folder: a bundle; without pruning stages only methods before the decoder differ.
         task: see ``feather_edge.evaluate.tasks.load_task``.
@@ -68,6 +119,8 @@ def evaluate(
         backend: what runs the graphs.
         target: whose engines, see ``Session.open``.
         force: start over.
+        is_unpruned_asked: answers of the unpruned model do not depend on where the decoder is
+            split, so of several bundles of one checkpoint one may be enough.
         on_progress: called before the first and after every sample.
 
     Raises:
@@ -76,11 +129,14 @@ def evaluate(
     # 1. What is compared, and how answers are read.
     bundle = Bundle.open(bundle_folder)
     prunings = comparison.prunings(bundle)
+    base = prunings[UNPRUNED]
+    if not is_unpruned_asked:
+        del prunings[UNPRUNED]
     reader = _box_reader(bundle, task, box_format)
     stated = _conditions(
         bundle,
         task,
-        base=prunings[UNPRUNED],
+        base=base,
         budget=comparison.budget,
         reader=reader,
         backend=backend if target is None else f"{backend}:{target}",
@@ -99,9 +155,9 @@ def evaluate(
                     missing = records.missing(trials[sample.name])
                     examiner.ask_all(sample, missing, prunings, records)
                     report(done, len(todo))
-        # 4. Compare; answers of other methods, ratios or samples may lie beside these.
-        wanted = [records.records[trial] for each in trials.values() for trial in each]
-    return summarise(bundle, stated, wanted, task=task, keys=list(prunings))
+        # 4. Answers of other methods, ratios or samples may lie beside these.
+        wanted = tuple(records.records[trial] for each in trials.values() for trial in each)
+    return Gathered(bundle=bundle, conditions=stated, records=wanted, keys=tuple(prunings))
 
 
 def _trials(sample: Sample, keys: Iterable[tuple[str, float]]) -> list[Trial]:

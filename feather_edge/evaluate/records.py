@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Conditions", "Record", "RecordFile", "Trial"]
+__all__ = ["Conditions", "Record", "RecordFile", "Trial", "read_records"]
 
 CONDITIONS_FILE = "conditions.json"
 RECORDS_FILE = "samples.jsonl"
@@ -102,7 +102,7 @@ class RecordFile:
             self._path.unlink(missing_ok=True)
         elif self._path.exists():
             _require_same(stated, conditions)
-        self.records: dict[Trial, Record] = {r.trial: r for r in _read(self._path)}
+        self.records: dict[Trial, Record] = {r.trial: r for r in read_records(folder)}
         text = msgspec.json.format(msgspec.json.encode(conditions), indent=2)
         stated.write_bytes(text + b"\n")
         self._stream = self._path.open("ab")
@@ -145,8 +145,13 @@ def _require_same(stated: Path, conditions: Conditions) -> None:
             )
 
 
-def _read(path: Path) -> list[Record]:
-    """Read the answers; a line that a killed run left unfinished is cut off."""
+def read_records(folder: Path) -> list[Record]:
+    """Read the answers of a folder; a line that a killed run left unfinished is cut off.
+
+    Raises:
+        RequestError: if a line is damaged.
+    """
+    path = folder / RECORDS_FILE
     if not path.exists():
         return []
     data = path.read_bytes()

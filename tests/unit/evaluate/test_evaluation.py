@@ -9,7 +9,7 @@ import pytest
 from feather_edge.errors import RequestError
 from feather_edge.evaluate.comparison import METHODS, Comparison, equal_shares
 from feather_edge.evaluate.cost import prefill_flops
-from feather_edge.evaluate.evaluation import evaluate
+from feather_edge.evaluate.evaluation import evaluate, gather
 from feather_edge.evaluate.tasks import Question, Sample, Task
 from feather_edge.pruning import VisualSpan
 from feather_edge.pruning.forecast import forecast
@@ -144,6 +144,20 @@ def test_boxes_of_a_model_without_location_tokens_need_a_format(
     folder = bundles(num_layers=4).bundle.path
     with pytest.raises(RequestError, match="say how the model writes boxes with --box-format"):
         evaluate(folder, task(PLACE), Comparison(), output=tmp_path)
+
+
+def test_answers_can_be_gathered_without_the_unpruned_model(
+    bundles: BundleFactory, tmp_path: Path
+) -> None:
+    folder = bundles(num_layers=4).bundle.path
+    comparison = Comparison(methods=("uniform",), keep_ratios=(0.5,))
+    gathered = gather(folder, task(WORD), comparison, output=tmp_path, is_unpruned_asked=False)
+    assert gathered.keys == (("uniform", 0.5),)
+    assert [record.trial for record in gathered.records] == [("one", 0, "uniform", 0.5)]
+    more = gather(folder, task(WORD), comparison, output=tmp_path)
+    assert more.keys == (("none", 1.0), ("uniform", 0.5))
+    assert more.records[1] == gathered.records[0]
+    assert more.conditions == gathered.conditions
 
 
 def test_an_unsplit_bundle_has_nothing_to_compare(bundles: BundleFactory, tmp_path: Path) -> None:

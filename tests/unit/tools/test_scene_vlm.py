@@ -120,7 +120,7 @@ def test_kept_rows_come_from_the_attention_of_the_layer():
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     from evaluate import prepare
-    from kept_rows import SCORES, mean_row, rows_of
+    from kept_rows import SCORES, depth_scores, kept_tokens, mean_row, object_share
 
     from feather_edge.evaluate.scenes import make_scene, scene_rng
 
@@ -131,15 +131,20 @@ def test_kept_rows_come_from_the_attention_of_the_layer():
     ).eval()
     image = make_scene(scene_rng("development", 1), num_objects=5).image
     inputs = prepare(processor, [(image, "where is the red circle ?")])
-    found = rows_of(model, inputs, 0.25)
+    depths = depth_scores(model, inputs)
     with torch.no_grad():
         attentions = model(**inputs, output_attentions=True).attentions
     first = inputs["input_ids"][0].tolist().index(model.config.image_token_index)
     wanted = [
-        mean_row(attention[0, :, -1, first : first + 196].mean(0), 0.25)
+        mean_row(kept_tokens(attention[0, :, -1, first : first + 196].mean(0), 0.25))
         for attention in attentions[:-1]
     ]
-    assert found["rope, full softmax"] == pytest.approx(wanted, abs=0.02)
-    assert {len(rows) for rows in found.values()} == {7}
-    assert set(found) == set(SCORES)
-    assert mean_row(torch.arange(196.0), 0.25) > 0.85
+    found = [mean_row(kept_tokens(scores["rope, full softmax"], 0.25)) for scores in depths]
+    assert found == pytest.approx(wanted, abs=0.02)
+    assert len(depths) == 7
+    assert all(set(scores) == set(SCORES) for scores in depths)
+    assert mean_row(kept_tokens(torch.arange(196.0), 0.25)) > 0.85
+    # Two patches by two: centres lie at 4, 12, 20 ... pixels.
+    box = (4.0, 12.0, 15.0, 27.0)
+    assert object_share(torch.tensor([14, 15, 28, 29, 30]), box) == 1.0
+    assert object_share(torch.tensor([15, 42]), box) == 0.25
