@@ -244,10 +244,10 @@ def export_options(recipe: ExportRecipe) -> list[str]:
 
 def measure_runs(name: str, precision: str, case: Case, bundle: Path) -> Iterator[dict[str, Any]]:
     """Yield a short run as it comes and, where nothing forbids, one with a long prompt."""
-    sample = shipped_samples(1)[0]
+    picture = large_picture(bundle.parent)
     for words, new_tokens in ((10, 16), case.words):
         prompt = " ".join(["where"] * words)
-        limits = prompt_limits(bundle, prompt, new_tokens)
+        limits = prompt_limits(bundle, picture, prompt, new_tokens)
         yield {
             "case": name,
             "precision": precision,
@@ -255,19 +255,29 @@ def measure_runs(name: str, precision: str, case: Case, bundle: Path) -> Iterato
             "limits": f"{limits.max_prompt_tokens} text + {limits.max_visual_tokens} visual",
             "said": stages(fit(bundle, engine_recipe=limits))["run"],
             "measured": child_peak_mib(
-                "run", str(bundle), "--image", str(sample.image), "--prompt", prompt,
+                "run", str(bundle), "--image", str(picture), "--prompt", prompt,
                 "--max-new-tokens", str(new_tokens), "--backend", "onnxruntime",
             ),
         }  # fmt: skip
 
 
-def prompt_limits(bundle: Path, prompt: str, new_tokens: int) -> EngineRecipe:
-    """Return the limits that a prompt with the first shipped picture just keeps to."""
+def large_picture(folder: Path) -> Path:
+    """Return a shipped picture, large enough for as many tiles as a family takes."""
+    from PIL import Image
+
+    file = folder / "large.png"
+    if not file.is_file():
+        Image.open(str(shipped_samples(1)[0].image)).resize((1024, 1024)).save(file)
+    return file
+
+
+def prompt_limits(bundle: Path, picture: Path, prompt: str, new_tokens: int) -> EngineRecipe:
+    """Return the limits that a prompt with a picture just keeps to."""
     from feather_edge.runtime.session import Session
 
     opened = Bundle.open(bundle)
     with Session.open(opened, backend="onnxruntime") as session:
-        result = session.generate(shipped_samples(1)[0].image, prompt, max_new_tokens=1)
+        result = session.generate(picture, prompt, max_new_tokens=1)
     visual = result.num_visual_tokens
     text = result.num_prompt_tokens - visual
     return override_engine(

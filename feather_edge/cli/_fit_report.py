@@ -18,9 +18,10 @@ def report_fit(report: FitReport) -> None:
     """Say on standard error what was not refused although it is near or beyond what there is."""
     for stage in report.stages:
         if stage.verdict != "fits":
+            what = "would be tight" if stage.verdict == "tight" else "does not fit"
             click.echo(
-                f"note: {stage.name} is {stage.verdict}: about {stage.peak_mib:.0f} MiB at its "
-                f"peak, and there are {report.available}",
+                f"note: {stage.name} {what}: about {stage.peak_mib:.0f} MiB at its peak, and "
+                f"there are {report.available}",
                 err=True,
             )
 

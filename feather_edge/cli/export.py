@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,9 +12,6 @@ from feather_edge.cli._fit_report import report_fit
 from feather_edge.cli._options import emit_json, json_option, pruning_options, stages_option
 from feather_edge.cli._progress import progress_bar
 from feather_edge.recipes import default_recipe_name, load_recipe, override
-
-if TYPE_CHECKING:
-    from feather_edge.fit import StageName
 
 
 @click.command(
@@ -67,9 +64,8 @@ def command(
     from feather_edge.fit import require_fit
 
     effective = override(load_recipe(recipe or default_recipe_name(checkpoint)), **options)
-    stages: tuple[StageName, ...] = ("export",)
     report_fit(
-        require_fit(checkpoint, recipe=effective, stages=stages, folder=output, force=force)
+        require_fit(checkpoint, recipe=effective, stages=("export",), folder=output, force=force)
     )
     folder = resolve_checkpoint(checkpoint)
     with progress_bar() as on_progress:

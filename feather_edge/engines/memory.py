@@ -21,9 +21,17 @@ if TYPE_CHECKING:
     from feather_edge.engine_record import OptimizationProfile
     from feather_edge.graphs import GraphSpec, TensorSpec
 
-__all__ = ["INTEGERS", "MemoryEstimate", "element_bits", "estimate", "pool_bytes", "weight_bytes"]
+__all__ = [
+    "INTEGERS",
+    "ITEM_BYTES",
+    "MemoryEstimate",
+    "element_bits",
+    "estimate",
+    "pool_bytes",
+    "weight_bytes",
+]
 
-PROCESS_MIB = 200
+PROCESS_MIB = 268
 """Peak of a worker that builds next to nothing."""
 BUILD_FACTOR, BUILD_FACTOR_PER_PROFILE = 1.2, 2.1
 """Peak of the builder over bytes of float weights, and what each profile adds."""

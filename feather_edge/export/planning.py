@@ -18,7 +18,7 @@ from feather_edge.checkpoint.reader import Checkpoint
 from feather_edge.errors import CheckpointError
 from feather_edge.export.builder import GraphBuilder
 from feather_edge.export.dialects import DIALECTS
-from feather_edge.export.embeddings import EMBEDDINGS, embeddings_dtype, is_shared
+from feather_edge.export.embeddings import EMBEDDINGS, HEAD, embeddings_dtype, is_shared
 from feather_edge.export.families import read_family
 from feather_edge.export.pipeline import decoder_shape, describe, read_opsets, read_schedule
 from feather_edge.export.precision import bundle_precision
@@ -154,9 +154,8 @@ def _embeddings(model: FamilyModel, types: BundlePrecision) -> tuple[int, int]:
     stored = math.prod(shape) * dtype.itemsize
     if dtype == np.int8:
         scales = shape[0] * np.dtype(np.float32).itemsize
-        return stored + scales, source.nbytes + 2 * stored  # quantised in pieces
-    # safetensors serialises a copy; the table itself is another unless it is mapped as it is.
-    return stored, source.nbytes + stored * (1 + (dtype != source.dtype))
+        return stored + scales, source.nbytes + stored  # quantised in pieces
+    return stored, source.nbytes + stored * (dtype != source.dtype)
 
 
 def _write_bytes(model: FamilyModel, types: BundlePrecision, composed: list[ir.Model]) -> int:
@@ -181,6 +180,6 @@ def _tensor_peak(tensor: ir.LazyTensor, source: np.dtype[np.generic]) -> int:
     if tensor.dtype in _INTEGER_BITS:
         packing = num + num // 2 if _INTEGER_BITS[tensor.dtype] == 4 else 0
         return num * source.itemsize + num + packing
-    stored = tensor.nbytes
-    is_cast = tensor.dtype.numpy() != source
-    return num * source.itemsize + stored * (1 + is_cast)
+    is_cast, is_transposed = tensor.dtype.numpy() != source, tensor.name != HEAD
+    num_copies = is_cast + is_transposed
+    return num * source.itemsize + tensor.nbytes * num_copies

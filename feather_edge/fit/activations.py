@@ -86,8 +86,12 @@ def _scores(graph: onnx.GraphProto, shapes: Mapping[str, onnx.TypeProto.Tensor])
     for node in graph.node:
         if node.op_type == "Attention" and len(node.input) > 1:
             query, key = (_shape(shapes.get(name)) for name in node.input[:2])
-            if len(query) == len(key) == 4:
+            heads = {attribute.name: attribute.i for attribute in node.attribute}
+            if len(query) == len(key) == 4:  # [B, H, S, Dh]
                 largest = max(largest, math.prod(query[:3]) * key[2] * 4)
+            elif len(query) == len(key) == 3:  # [B, S, H * Dh]
+                rows = query[0] * heads.get("q_num_heads", 1) * query[1]
+                largest = max(largest, rows * key[1] * 4)
     return largest
 
 

@@ -38,8 +38,8 @@ __all__ = ["Demand", "demand"]
 
 MIB = 2**20
 
-EXPORT_PROCESS_MIB = 93
-"""Python, numpy and onnx-ir, and nothing written yet."""
+EXPORT_PROCESS_MIB = 100
+"""Python, numpy, onnx and onnx-ir, the graphs without data, and nothing written yet."""
 CALIBRATION_FACTOR = 1.3
 """Of a float graph that computes layers both ways: the float weights and a byte for each."""
 
@@ -47,9 +47,12 @@ CPU_PROCESS_MIB = 105
 """Python, numpy, Pillow and ONNX Runtime, with a picture and no graph."""
 CPU_FACTORS = {"float": 1.0, "float16": 2.3}
 """Memory over bytes of weights in ONNX Runtime on a CPU: float16 is widened, and both are kept."""
-CPU_INTEGER_FACTOR = 1.0
+CPU_INTEGER_FACTOR = 2.0
+"""Of integer weights, which are packed anew; one model of int8 with float16 activations."""
 CPU_ARENA_FACTOR = 1.0
 """Memory of ONNX Runtime's arenas over what is alive in a graph."""
+CPU_SCORES_FACTOR = 2.0
+"""Its attention holds the scores of all heads, and what softmax makes of them, in float32."""
 
 DEVICE_PROCESS_MIB = 600
 """Python with a CUDA context and TensorRT's kernels. Not measured: no GPU was at hand."""
@@ -176,7 +179,8 @@ def _run_on_cpu(graphs: list[_Graph]) -> dict[str, float]:
         "process": float(CPU_PROCESS_MIB),
         "weights": sum(_cpu_weights(graph.weights) for graph in graphs) / MIB,
         "KV caches": 2 * sum(graph.cache for graph in graphs),
-        "activations": CPU_ARENA_FACTOR * sum(graph.live + graph.scores for graph in graphs),
+        "attention scores": CPU_SCORES_FACTOR * sum(graph.scores for graph in graphs),
+        "activations": CPU_ARENA_FACTOR * sum(graph.live for graph in graphs),
     }
 
 

@@ -32,7 +32,7 @@ from feather_edge.recipes import (
 from feather_edge.runtime.spans import typical_layout
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
     from feather_edge.bundle import Bundle
     from feather_edge.fit.budget import Budget, Machine
@@ -60,7 +60,7 @@ def fit(
     engine_recipe: EngineRecipe | None = None,
     limits: Mapping[str, Any] | None = None,
     jobs: int = 1,
-    stages: Collection[StageName] = STAGES,
+    stages: tuple[StageName, ...] = STAGES,
     folder: Path = Path(),
     machine: Machine | None = None,
 ) -> FitReport:
@@ -119,7 +119,7 @@ def require_fit(
     recipe: ExportRecipe | None = None,
     engine_recipe: EngineRecipe | None = None,
     jobs: int = 1,
-    stages: Collection[StageName] = STAGES,
+    stages: tuple[StageName, ...] = STAGES,
     folder: Path = Path(),
     machine: Machine | None = None,
 ) -> FitReport:
@@ -208,7 +208,7 @@ def _limits(recipe: EngineRecipe) -> dict[str, object]:
     return {name: getattr(recipe, name) for name in (*names, "max_keep_ratio", "profiles")}
 
 
-def _stages(found: Demand, budget: Budget, wanted: Collection[StageName]) -> tuple[StageFit, ...]:
+def _stages(found: Demand, budget: Budget, wanted: tuple[StageName, ...]) -> tuple[StageFit, ...]:
     return tuple(
         StageFit(
             name=name,
@@ -247,7 +247,7 @@ def _advice(
     on_gpu: bool,
 ) -> tuple[Advice, ...]:
     """Return the changes that help the stages that are too much, best first."""
-    wanted = [stage.name for stage in fits]
+    wanted = tuple(stage.name for stage in fits)
     hurt = [stage.name for stage in fits if stage.verdict != "fits"]
     if not hurt:
         return ()

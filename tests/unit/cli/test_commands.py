@@ -59,6 +59,9 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
         )
 
     monkeypatch.setattr(pipeline, "export", export)
+    # There is no checkpoint to be asked whether it fits.
+    fits = SimpleNamespace(stages=())
+    monkeypatch.setattr("feather_edge.fit.require_fit", lambda *_arguments, **_options: fits)
     return calls
 
 
