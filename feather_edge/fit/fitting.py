@@ -107,7 +107,7 @@ def fit(
         available=budget.words,
         graphs=found.graphs,
         disk=disk,
-        notes=budget.notes,
+        notes=(*sizes.notes, *budget.notes),
     )
 
 
