@@ -27,6 +27,7 @@ __all__ = [
     "MemoryEstimate",
     "element_bits",
     "estimate",
+    "largest_weight_bytes",
     "pool_bytes",
     "weight_bytes",
 ]
@@ -93,9 +94,17 @@ def weight_bytes(model: onnx.ModelProto) -> dict[str, int]:
     found: dict[str, int] = {}
     for tensor in model.graph.initializer:
         name = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
-        num = math.prod(tensor.dims) * element_bits(tensor.data_type) // 8
-        found[name] = found.get(name, 0) + num
+        found[name] = found.get(name, 0) + _tensor_bytes(tensor)
     return found
+
+
+def largest_weight_bytes(model: onnx.ModelProto) -> int:
+    """Return the bytes of a graph's largest weight."""
+    return max(map(_tensor_bytes, model.graph.initializer), default=0)
+
+
+def _tensor_bytes(tensor: onnx.TensorProto) -> int:
+    return math.prod(tensor.dims) * element_bits(tensor.data_type) // 8
 
 
 def element_bits(elem_type: int) -> int:

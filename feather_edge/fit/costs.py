@@ -18,7 +18,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from feather_edge.engines.memory import INTEGERS, ITEM_BYTES, estimate, pool_bytes
+from feather_edge.engines.memory import (
+    INTEGERS,
+    ITEM_BYTES,
+    estimate,
+    largest_weight_bytes,
+    pool_bytes,
+)
 from feather_edge.engines.profiles import decoder_profiles, read_limits, vision_profiles
 from feather_edge.fit.activations import activations
 from feather_edge.fit.report import GraphFit
@@ -90,6 +96,7 @@ class _Graph:
     live: float
     scores: float
     probes: float
+    largest_weight: float
     in_place: bool
 
 
@@ -151,6 +158,7 @@ def _graphs(
                 live=found.live / MIB,
                 scores=found.scores / MIB,
                 probes=found.probes / MIB,
+                largest_weight=largest_weight_bytes(sizes.models[spec.name]) / MIB,
                 in_place=sizes.manifest.prompt_attention == "causal" and is_eligible(spec),
             )
         )
@@ -207,14 +215,20 @@ def _run_on_gpu(graphs: list[_Graph]) -> dict[str, float]:
 
 
 def _run_on_cpu(graphs: list[_Graph]) -> dict[str, float]:
-    return {
+    """Return what a request takes, or, where that is more, opening the graphs before it."""
+    open_graphs = {
         "process": float(CPU_PROCESS_MIB),
         "weights": sum(_cpu_weights(graph.weights) for graph in graphs) / MIB,
+    }
+    # A weight is there as it lies in the file and packed, until it is packed as a whole.
+    opening = {"largest weight": max(graph.largest_weight for graph in graphs)}
+    running = {
         "KV caches": sum(graph.cache * (1 if graph.in_place else 2) for graph in graphs),
         "attention scores": CPU_SCORES_FACTOR
         * sum(graph.scores for graph in graphs if not graph.in_place),
         "activations": CPU_ARENA_FACTOR * sum(graph.live for graph in graphs),
     }
+    return open_graphs | max(opening, running, key=lambda parts: sum(parts.values()))
 
 
 def _cpu_weights(weights: Mapping[str, int]) -> float:
