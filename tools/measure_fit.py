@@ -204,7 +204,10 @@ CASES = {
             "fp16": ExportRecipe(precision="fp16", prune="none"),
             "int8": INT8,
         },
-        limits={"max_visual_tokens": 256, "max_cache_capacity": 1024, "profiles": "one"},
+        limits={
+            "max_prompt_tokens": 128, "max_visual_tokens": 256, "max_cache_capacity": 512,
+            "profiles": "one",
+        },
         built=("fp16", "int8"),
         run=("fp32", "int8"),
         is_held_out=True,

@@ -104,7 +104,7 @@ def largest_weight_bytes(model: onnx.ModelProto) -> int:
 
 
 def _tensor_bytes(tensor: onnx.TensorProto) -> int:
-    return math.prod(tensor.dims) * element_bits(tensor.data_type) // 8
+    return int(math.prod(tensor.dims)) * element_bits(tensor.data_type) // 8
 
 
 def element_bits(elem_type: int) -> int:
