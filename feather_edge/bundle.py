@@ -10,16 +10,15 @@
       engines/<target>/            what build-engine adds on a device; no part of the manifest
       calibration/<backend>-<device>.json    what tune measures on a device; likewise
       verify.json                  what verify found, and of what; likewise
+      deploy/, report.html         what deploy records of its stages; likewise
 
-A bundle appears whole or not at all: it is written beside its destination and renamed.
+A bundle appears whole or not at all: it is written beside its destination and renamed, see
+``feather_edge.staging``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +35,6 @@ from feather_edge.graphs import (
     GraphSpec,
     decoder_spec,
 )
-from feather_edge.locking import exclusive
 from feather_edge.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
@@ -55,7 +53,7 @@ HASHED_BYTES = 2**25
 """Files up to this size, which is all but the weights, are hashed whenever a bundle is opened."""
 
 MAX_MANIFEST_BYTES = 2**24
-UNLISTED = (MANIFEST_FILE, RECEIPT_FILE, "engines", "calibration")
+UNLISTED = (MANIFEST_FILE, RECEIPT_FILE, "engines", "calibration", "deploy", "report.html")
 """What the manifest does not list: itself, and what commands add, which has forms of its own."""
 
 
@@ -139,7 +137,7 @@ class Bundle:
             BundleError: if it is not within the bundle, or a link leads it out.
         """
         path = self.path / name
-        if not _is_inside(path, self.path):
+        if not is_inside(path, self.path):
             raise BundleError(
                 f"{path} leads out of the bundle, to {path.resolve()}; nothing outside it is "
                 f"opened, so remove the link"
@@ -151,7 +149,7 @@ class Bundle:
 
     def _check_file(self, name: str, record: FileRecord, *, max_hashed: int) -> None:
         path = self.path / name
-        if not _is_inside(path, self.path):
+        if not is_inside(path, self.path):
             raise BundleError(f"{self.path / MANIFEST_FILE} names a file outside itself: {name!r}")
         if not path.is_file():
             raise BundleError(f"bundle {self.path} misses {name}; export it again")
@@ -168,9 +166,13 @@ class Bundle:
             )
 
     def _check_nothing_else(self) -> None:
-        """Refuse files that nothing accounts for: what lies in a bundle is part of it."""
+        """Refuse links that lead out, and files that nothing accounts for.
+
+        What lies in a bundle is part of it, also what commands have added.
+        """
         for path in sorted(self.path.rglob("*")):
             name = path.relative_to(self.path)
+            self.inside(name.as_posix())
             if path.is_dir() or name.parts[0] in UNLISTED:
                 continue
             if name.as_posix() not in self.manifest.files:
@@ -244,56 +246,6 @@ def write_manifest(folder: Path, manifest: BundleManifest) -> None:
     (folder / MANIFEST_FILE).write_bytes(text + b"\n")
 
 
-@contextlib.contextmanager
-def staging_folder(destination: Path, *, force: bool) -> Iterator[Path]:
-    """Give an empty folder that becomes ``destination`` when the block ends without an error.
-
-    Raises:
-        BundleError: if ``destination`` exists and ``force`` is off, or it exists and is not a
-            bundle: a folder of something else is never replaced; or another process writes it.
-    """
-    _check_replaceable(destination, force=force)
-    with exclusive(destination):
-        _check_replaceable(destination, force=force)
-        staging = destination.parent / f".{destination.name}.partial-{os.getpid()}"
-        try:
-            staging.mkdir(parents=True)
-            yield staging
-            _replace(staging, destination)
-        except OSError as error:
-            raise BundleError(f"cannot write {destination}: {error.strerror or error}") from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _check_replaceable(destination: Path, *, force: bool) -> None:
-    if not destination.exists():
-        return
-    if not force:
-        raise BundleError(f"{destination} already exists; overwrite it with --force")
-    is_empty = destination.is_dir() and not any(destination.iterdir())
-    if not is_empty and not (destination / MANIFEST_FILE).is_file():
-        raise BundleError(
-            f"{destination} exists and is not a bundle, so --force will not replace it; "
-            f"choose another output"
-        )
-
-
-def _replace(staging: Path, destination: Path) -> None:
-    """Move ``staging`` to ``destination``; the old bundle is set aside first, deleted last."""
-    if not destination.exists():
-        staging.rename(destination)
-        return
-    old = destination.parent / f".{destination.name}.old-{os.getpid()}"
-    destination.rename(old)
-    try:
-        staging.rename(destination)
-    except OSError:
-        old.rename(destination)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _decode(file: Path) -> BundleManifest:
     try:
         document = strict_json.read(file, max_bytes=MAX_MANIFEST_BYTES)
@@ -317,7 +269,7 @@ def _decode(file: Path) -> BundleManifest:
     return manifest
 
 
-def _is_inside(path: Path, folder: Path) -> bool:
+def is_inside(path: Path, folder: Path) -> bool:
     """Return whether a path lies in a folder and no link leads it out."""
     if ".." in path.parts or not path.is_relative_to(folder):
         return False

@@ -16,10 +16,12 @@ from typing import Literal
 
 from feather_edge import __version__
 from feather_edge.advice import platform_notes, tensorrt_mismatch, tensorrt_remedy
+from feather_edge.bundle import Bundle
 from feather_edge.engine_record import engine_targets, read_record
 from feather_edge.engines._device import current_device
 from feather_edge.errors import BackendError
 from feather_edge.platform_facts import PlatformFacts, package_version, read_platform
+from feather_edge.runtime.receipt import Verification, verification
 
 __all__ = ["Examined", "Loading", "Report", "examine"]
 
@@ -58,11 +60,13 @@ class Loading:
         backend: that would run it.
         target: whose engines, None for the graphs themselves.
         failure: what differs and the command that rebuilds; None where everything loaded.
+        verification: whether ``feather-edge verify`` compared what loaded; None where nothing did.
     """
 
     backend: str
     target: str | None
     failure: str | None
+    verification: Verification | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,15 +169,22 @@ def _tried(*, name: str, device: str) -> Examined:
 
 def _loadings(bundle: Path) -> tuple[Loading, ...]:
     """Load a bundle with ONNX Runtime, and the engines of every target it has."""
-    loadings = [Loading(backend="onnxruntime", target=None, failure=_probe("bundle", str(bundle)))]
+    loadings = [_loading(bundle, "onnxruntime", None, _probe("bundle", str(bundle)))]
     for target in engine_targets(bundle):
         try:
             backend = read_record(bundle, target, "vision_encoder").backend
             failure = _probe("engines", str(bundle), backend, target)
         except BackendError as error:
             backend, failure = "tensorrt", str(error)
-        loadings.append(Loading(backend=backend, target=target, failure=failure))
+        loadings.append(_loading(bundle, backend, target, failure))
     return tuple(loadings)
+
+
+def _loading(bundle: Path, backend: str, target: str | None, failure: str | None) -> Loading:
+    if failure is not None:
+        return Loading(backend=backend, target=target, failure=failure)
+    found = verification(Bundle.open(bundle), backend=backend, target=target)
+    return Loading(backend=backend, target=target, failure=None, verification=found)
 
 
 def _openvino(packages: dict[str, str | None]) -> Examined:

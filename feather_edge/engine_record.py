@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from feather_edge import strict_json
+from feather_edge.bundle import is_inside
 from feather_edge.errors import BackendError
 from feather_edge.graphs import EMBED_TOKENS_FILE
 from feather_edge.recipes import EngineBackend
@@ -44,6 +46,7 @@ __all__ = [
 
 ProfileName = Literal["prefill", "decode", "both", "images"]
 ENGINES_FOLDER = "engines"
+MAX_RECORD_BYTES = 2**20
 
 
 class ShapeRange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -158,11 +161,16 @@ def read_record(bundle: Path, target: str, graph: str) -> EngineRecord:
     engine = engine_file(engine_folder(bundle, target), graph)
     file = engine.with_suffix(".json")
     remedy = f"build it with: {rebuild_command(bundle, target)}"
+    if not (is_inside(engine, bundle) and is_inside(file, bundle)):
+        raise BackendError(
+            f"{engine} or its record lies outside of the bundle, which is never opened; {remedy}"
+        )
     if not engine.is_file() or not file.is_file():
         raise BackendError(f"{bundle} has no engine of {graph} for target {target}; {remedy}")
     try:
-        record = msgspec.json.decode(file.read_bytes(), type=EngineRecord)
-    except msgspec.MsgspecError as error:
+        document = strict_json.read(file, max_bytes=MAX_RECORD_BYTES)
+        record = msgspec.convert(document, EngineRecord)
+    except (OSError, strict_json.StrictJSONError, msgspec.MsgspecError) as error:
         raise BackendError(f"{file} is no valid record: {error}; {remedy} -f") from error
     size = engine.stat().st_size
     if size != record.num_bytes:

@@ -13,6 +13,7 @@ from feather_edge.graphs import GraphForm, GraphSpec, TensorSpec
 from feather_edge.pruning.flops import paper_layer_cost, schedule_cost
 from feather_edge.pruning.forecast import forecast
 from feather_edge.recipes import ExportRecipe
+from feather_edge.runtime.receipt import Verdict, read_receipt
 from feather_edge.runtime.session import default_pruning
 from feather_edge.runtime.spans import typical_layout
 
@@ -76,7 +77,7 @@ class PrefillReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BundleReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything ``feather-edge inspect`` prints."""
+    """Everything ``feather-edge inspect`` prints; ``verdicts`` are those of ``verify``."""
 
     path: str
     source: str
@@ -85,6 +86,7 @@ class BundleReport(msgspec.Struct, frozen=True, kw_only=True):
     graphs: tuple[GraphReport, ...]
     prefill: PrefillReport
     files: dict[str, int]
+    verdicts: tuple[Verdict, ...]
 
 
 def describe(bundle: Bundle, *, prompt_tokens: int | None = None) -> BundleReport:
@@ -93,8 +95,11 @@ def describe(bundle: Bundle, *, prompt_tokens: int | None = None) -> BundleRepor
     Args:
         bundle: an opened bundle.
         prompt_tokens: text tokens beside the visual ones; None takes ``DEFAULT_TEXT_TOKENS``.
+
+    Raises:
+        BundleError: if the receipt of ``verify`` is damaged.
     """
-    manifest = bundle.manifest
+    manifest, receipt = bundle.manifest, read_receipt(bundle)
     layers: list[tuple[int, int] | None] = [None]
     layers += [(s.first_layer, s.last_layer) for s in bundle.schedule.segments]
     return BundleReport(
@@ -106,8 +111,9 @@ def describe(bundle: Bundle, *, prompt_tokens: int | None = None) -> BundleRepor
             _graph_report(bundle, spec, span)
             for spec, span in zip(manifest.graphs, layers, strict=True)
         ),
-        prefill=_prefill_report(bundle, prompt_tokens or DEFAULT_TEXT_TOKENS),
+        prefill=prefill_report(bundle, prompt_tokens or DEFAULT_TEXT_TOKENS),
         files={name: record.num_bytes for name, record in manifest.files.items()},
+        verdicts=() if receipt is None else receipt.verdicts,
     )
 
 
@@ -137,7 +143,8 @@ def _form_report(form: GraphForm, model: ir.Model) -> FormReport:
     )
 
 
-def _prefill_report(bundle: Bundle, num_text: int) -> PrefillReport:
+def prefill_report(bundle: Bundle, num_text: int = DEFAULT_TEXT_TOKENS) -> PrefillReport:
+    """Return what a prefill of one image beside ``num_text`` text tokens costs."""
     shape = bundle.manifest.decoder
     layout = typical_layout(bundle.manifest, num_text_tokens=num_text)
     total = layout.num_visual_tokens

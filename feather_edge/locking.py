@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["exclusive"]
 
+HALF_WRITTEN = (".partial", ".record", ".result", ".job")
+"""Suffixes of the hidden files that writers have in a bundle while they write."""
+
 _HELD: set[Path] = set()
 """Bundles whose lock this process holds; a chain of stages takes it once for all of them."""
 
@@ -85,3 +88,6 @@ def _remove_abandoned(bundle: Path) -> None:
             old.rename(bundle)  # killed between two renames: the earlier bundle is good
     for unfinished in bundle.parent.glob(f".{bundle.name}.partial-*"):
         shutil.rmtree(unfinished, ignore_errors=True)
+    for file in bundle.rglob(".*"):
+        if file.suffix in HALF_WRITTEN:
+            file.unlink()

@@ -109,7 +109,7 @@ def verify_chain(
             {"backend": backend, "target": target, "cuda_graphs": cuda_graphs, "opset": opset}
         )
     elif not (layers and checkpoint is not None):
-        links, skipped = present_links(bundle, target, layers=layers)
+        links, skipped = _present_links(bundle, target, layers=layers)
     reports += [verify(bundle, **link, **rest) for link in links]
     if not reports:
         raise RequestError(
@@ -163,7 +163,7 @@ def verify_checkpoint(
         reference="transformers, unpruned",
         lowest_cosine=lowest,
         lowest_overlap=recipe.lowest_overlap,
-        subject=subject(bundle, recorder),
+        subject=subject(bundle, backend=recorder.name, target=None),
         form=None,
         versions=installed(("transformers", "torch")),
         tensors=worst_samples(tensors),
@@ -230,7 +230,7 @@ def verify(
         reference=f"onnxruntime with opset {reference}",
         lowest_cosine=lowest,
         lowest_overlap=recipe.lowest_overlap,
-        subject=subject(bundle, tested),
+        subject=subject(bundle, backend=tested.name, target=tested.target),
         form=opset,
         versions=installed(("onnxruntime", "onnxruntime-gpu")),
         tensors=worst_samples(tensors),
@@ -241,7 +241,7 @@ def verify(
     )
 
 
-def present_links(
+def _present_links(
     bundle: Bundle, target: str | None, *, layers: bool
 ) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     """Return what of a bundle can be compared with ONNX Runtime here, and what cannot, and why."""

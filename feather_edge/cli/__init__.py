@@ -18,8 +18,8 @@ from feather_edge.errors import FeatherEdgeError
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
-    "fit", "export", "inspect", "build-engine", "build-plugin", "verify", "run", "visualise",
-    "eval", "tune", "bench", "demo", "recipes", "families", "doctor",
+    "deploy", "fit", "export", "inspect", "build-engine", "build-plugin", "verify", "run",
+    "visualise", "eval", "tune", "bench", "demo", "recipes", "families", "doctor",
 )  # fmt: skip
 HIDDEN_ALIASES = {"visualize": "visualise"}
 

@@ -58,7 +58,7 @@ def verify_backends(
         emit_json(report)
     else:
         for each in report.reports:
-            print_parity(each, with_all=bool(options["layers"]))
+            _print_parity(each, with_all=bool(options["layers"]))
         for reason in report.skipped:
             click.echo(f"not compared: {reason}")
     if with_receipt:
@@ -66,7 +66,7 @@ def verify_backends(
     report.check()
 
 
-def print_parity(report: VerifyReport, *, with_all: bool) -> None:
+def _print_parity(report: VerifyReport, *, with_all: bool) -> None:
     """Print tables of outputs and kept rows, then a line for each answer."""
     click.echo(f"{report.bundle}: {report.tested} against {report.reference}\n")
     print_table(

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from feather_edge.deploy.deployment import Watch
+    from feather_edge.deploy.state import StageName
     from feather_edge.engines.process import OnPhase
     from feather_edge.export.writer import Progress as OnProgress
 
-__all__ = ["build_progress", "counting_bar", "progress_bar"]
+__all__ = ["build_progress", "counting_bar", "deploy_watch", "progress_bar"]
 
 
 @contextmanager
@@ -80,3 +82,29 @@ def counting_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
             progress.update(task, completed=num_done, total=num_total)
 
         yield draw
+
+
+@contextmanager
+def deploy_watch() -> Iterator[Watch]:
+    """Yield a watch that says what becomes of each stage, with a bar where somebody watches."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from feather_edge.deploy.deployment import Watch
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("")
+
+        class Bars(Watch):
+            def on_stage(self, name: StageName, what: str) -> None:
+                console.print(f"{name}: {what}", markup=False)
+                bar.update(task, description=name, completed=0, total=None)
+
+            def on_step(self, label: str, num_done: int, num_steps: int) -> None:
+                bar.update(task, description=label, completed=num_done, total=num_steps or None)
+
+        yield Bars()

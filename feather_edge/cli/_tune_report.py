@@ -18,6 +18,8 @@ def print_report(report: TuneReport) -> None:
     """Print the search, the ladder, and what they lead to."""
     if report.search is not None:
         _print_search(report.search)
+    if report.backends is not None:
+        click.echo(f"backend auto is {report.backends.best} here, by {report.backends.reason}\n")
     calibration = report.calibration
     here = calibration.fingerprint
     print_table(

@@ -45,6 +45,8 @@ def _print(report: Report) -> None:
     for loading in report.bundle:
         what = f"engines for {loading.target}" if loading.target else "graphs"
         click.echo(f"\nBundle: {loading.backend}, {what}: {loading.failure or 'loads'}")
+        if loading.verification is not None:
+            click.echo(f"  {loading.verification}")
     for note in report.notes:
         click.echo(f"\nNote: {note}")
 

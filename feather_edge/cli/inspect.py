@@ -61,6 +61,15 @@ def _print(report: BundleReport) -> None:
         )
     _print_prefill(report.prefill)
     print_table(
+        "Verified",
+        ("backend", "against", "", "worst cosine", "of"),
+        [
+            (v.subject.backend, v.reference, "passed" if v.passed else "FAILED",
+             f"{v.worst_cosine:.6f}", v.worst_output)
+            for v in report.verdicts
+        ],
+    )  # fmt: skip
+    print_table(
         "Files",
         ("file", "MiB"),
         [(name, mebibytes(size)) for name, size in report.files.items()],

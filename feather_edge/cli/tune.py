@@ -44,8 +44,10 @@ def command(
     """Measure what keep ratios cost on this device, and choose.
 
     Writes calibration/BACKEND-DEVICE.json into BUNDLE, with the time to the first token of every
-    keep ratio, for `run --deadline-ms`. Several BUNDLEs are exports with other stages, to choose
-    among with --min-accuracy.
+    keep ratio, for `run --deadline-ms`. Without --backend it first times the backends that are
+    installed against one another, and writes calibration/backends.json: what `auto` is from then
+    on, as long as machine, versions and bundle stay the same. Several BUNDLEs are exports with
+    other stages, to choose among with --min-accuracy.
     """
     from feather_edge.tune import tune
 

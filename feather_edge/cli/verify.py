@@ -83,7 +83,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compare a bundle with its checkpoint, backends, precisions, or files with their hashes.
+    """Compare a bundle with its checkpoint, backends, or hashes.
 
     Every graph gets the inputs that it gets in ONNX Runtime; then both answer on their own.
     Prints how far outputs are apart, which kept rows and answers agree, and ends with status 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import shutil
 import threading
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from feather_edge.engines.process import describe_environment, run_job
 from feather_edge.engines.record import is_up_to_date, publish
 from feather_edge.errors import BuildError
 from feather_edge.locking import exclusive
+from feather_edge.staging import write_whole
 
 if TYPE_CHECKING:
     from feather_edge.bundle import Bundle
@@ -154,7 +154,8 @@ def _build(
             num_bytes=partial_engine.stat().st_size,
         )
         if job.plugin is not None:  # engines travel with the plugin that they need
-            shutil.copyfile(job.plugin, plan.engine.parent / Path(job.plugin).name)
+            library = Path(job.plugin)
+            write_whole(plan.engine.parent / library.name, library.read_bytes())
         publish(partial_engine, plan.engine, record)
     except BaseException:
         failed.set()

@@ -71,9 +71,13 @@ def run_job(
     """
     file = Path(job.result).with_suffix(".job")
     file.write_bytes(msgspec.json.encode(job))
+    log.unlink(missing_ok=True)  # a copy of this bundle may share the file
     with _environment(job) as environment, log.open("wb") as stderr:
         process = subprocess.Popen(  # noqa: S603 - our own module
-            [*WORKER, str(file)], stdout=subprocess.PIPE, stderr=stderr, env=environment
+            [*WORKER, str(file), str(os.getpid())],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment,
         )
         is_late = threading.Event()
         timer = threading.Timer(timeout_s or 0, _stop, (process, is_late))

@@ -7,6 +7,7 @@ of them shows. No code of a checkpoint is run.
 
 from __future__ import annotations
 
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -99,7 +100,8 @@ class CheckpointReference:
             BackendError: if transformers fails.
         """
         try:
-            with self._torch.no_grad():
+            with self._torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of libraries about each other
                 return self._answer(sample, layers, max_new_tokens)
         except Exception as error:  # whatever a processor or a model stumbles over
             raise BackendError(f"transformers fails on {sample.name}: {_line(error)}") from error

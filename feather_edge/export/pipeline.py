@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from feather_edge import __version__
-from feather_edge.bundle import Bundle, staging_folder, write_manifest
+from feather_edge.bundle import Bundle, write_manifest
 from feather_edge.checkpoint.reader import Checkpoint
 from feather_edge.errors import RecipeError
 from feather_edge.export.calibration import calibrate
@@ -30,6 +30,7 @@ from feather_edge.pruning.schedule import PruningSchedule
 from feather_edge.recipes.precision import beyond_opset_18, effective_precision, is_dynamic
 from feather_edge.runtime.prompt import PROMPT_FILES, PromptFormatter
 from feather_edge.samples import shipped_samples
+from feather_edge.staging import staging_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from feather_edge.pruning.schedule import PruningSchedule
     from feather_edge.recipes import ExportRecipe
 
-__all__ = ["ModelSizes", "read_sizes"]
+__all__ = ["ModelSizes", "planned_sizes", "read_sizes"]
 
 TRACED = (
     "PyTorch traces the vision tower: what it takes during the export, and what is alive within "

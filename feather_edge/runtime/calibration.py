@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from feather_edge import strict_json
+from feather_edge.bundle import is_inside
 from feather_edge.errors import RequestError
 from feather_edge.locking import exclusive
 from feather_edge.pruning.request import Pruning
 from feather_edge.runtime.fingerprint import Fingerprint, fingerprint
+from feather_edge.staging import write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,6 +187,10 @@ def read_calibration(folder: Path, here: Fingerprint) -> Calibration:
     file = folder / here.file
     backend = f"{here.backend} on {here.device}"
     command = f"feather-edge tune {folder} --backend {here.backend} --budget-ttft-ms MS"
+    if not is_inside(file, folder):
+        raise RequestError(
+            f"{file} lies outside of the bundle, which is never opened; measure with: {command}"
+        )
     if not file.is_file():
         raise RequestError(
             f"a deadline needs times measured on this device, and {folder} has none for "
@@ -216,9 +222,6 @@ def write_calibration(folder: Path, calibration: Calibration) -> Path:
     """
     file = folder / calibration.fingerprint.file
     text = msgspec.json.format(msgspec.json.encode(calibration), indent=2)
-    partial = file.with_suffix(".partial")
     with exclusive(folder):
-        file.parent.mkdir(exist_ok=True)
-        partial.write_bytes(text + b"\n")
-        partial.replace(file)
+        write_whole(file, text + b"\n")
     return file

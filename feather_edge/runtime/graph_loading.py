@@ -47,6 +47,6 @@ class OpeningGraphs:
 
     def close(self) -> None:
         """Give up what has not begun to open, and wait for what has."""
-        for opening in self._opening:
-            if not opening.cancel():
-                opening.exception()
+        begun = [opening for opening in self._opening if not opening.cancel()]
+        for opening in begun:
+            opening.exception()

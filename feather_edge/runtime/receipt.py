@@ -18,12 +18,12 @@ from feather_edge.locking import exclusive
 from feather_edge.manifest import RECEIPT_FILE
 from feather_edge.runtime.backend_names import BACKEND_NAMES
 from feather_edge.runtime.fingerprint import difference, library
+from feather_edge.staging import write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from feather_edge.bundle import Bundle
-    from feather_edge.runtime.backends import Backend
 
 __all__ = [
     "Receipt", "Subject", "Verdict", "Verification", "read_receipt", "subject", "verification",
@@ -128,22 +128,21 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.state}: {self.reason}"
 
 
-def subject(bundle: Bundle, backend: Backend) -> Subject:
-    """Return what a verdict on ``backend`` would be of, here and now."""
-    target = backend.target
+def subject(bundle: Bundle, *, backend: str, target: str | None) -> Subject:
+    """Return what a verdict on a backend and a target of engines would be of, here and now."""
     return Subject(
         bundle=bundle.manifest.sha256,
         engines=None if target is None else records_sha256(bundle.path, target),
         feather_edge=__version__,
-        backend=backend.name,
+        backend=backend,
         target=target,
-        library=library(backend.name),
+        library=library(backend),
     )
 
 
-def verification(bundle: Bundle, backend: Backend) -> Verification:
-    """Return whether what ``backend`` runs of a bundle is what was verified."""
-    here = subject(bundle, backend)
+def verification(bundle: Bundle, *, backend: str, target: str | None) -> Verification:
+    """Return whether what a backend runs of a bundle is what was verified."""
+    here = subject(bundle, backend=backend, target=target)
     command = f"feather-edge verify {bundle.path}"
     if here.backend in BACKEND_NAMES:  # a robot's own backend has no name there
         command += f" --backend {here.backend}"
@@ -212,7 +211,6 @@ def write_receipt(bundle: Bundle, *verdicts: Verdict) -> Path:
         BundleError: if another process writes the bundle, or its folder cannot be written.
     """
     file = _file(bundle)
-    partial = file.with_suffix(".partial")
     with exclusive(bundle.path):
         try:
             earlier = read_receipt(bundle)
@@ -227,10 +225,8 @@ def write_receipt(bundle: Bundle, *verdicts: Verdict) -> Path:
         receipt = Receipt(format_version=FORMAT_VERSION, verdicts=tuple(kept.values()))
         text = msgspec.json.format(msgspec.json.encode(receipt), indent=2)
         try:
-            partial.write_bytes(text + b"\n")
-            partial.replace(file)
+            write_whole(file, text + b"\n")
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise BundleError(f"cannot write {file}: {error.strerror or error}") from error
     return file
 

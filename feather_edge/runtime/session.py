@@ -79,7 +79,7 @@ class Session:
         self.bundle = bundle
         self.pruning = default_pruning(bundle)
         self.last_result: Result | None = None
-        self.verification = verification(bundle, backend)
+        self.verification = verification(bundle, backend=backend.name, target=backend.target)
         self._backend = backend
         self._prompt = PromptFormatter.open(
             bundle.path, image_token_id=manifest.image.token_id, form=manifest.prompt
@@ -110,6 +110,7 @@ class Session:
         cuda_graphs: bool = True,
         cache_images: int = 0,
         lazy: bool = False,
+        share_weights: bool = False,
     ) -> Session:
         """Open a bundle.
 
@@ -126,6 +127,8 @@ class Session:
                 that the vision encoder does not run for them again; 0 keeps none.
             lazy: return while graphs still open; a request waits for those that it runs, and
                 raises their errors.
+            share_weights: on ONNX Runtime, leave weights in the bundle's mapped files, which all
+                sessions and processes share; a prefill then takes about a tenth longer.
 
         Raises:
             RequestError: if ``cache_images`` is less than 0.
@@ -138,11 +141,17 @@ class Session:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if isinstance(backend, str):
             backend = create_backend(
-                backend, opened, target=target, num_threads=num_threads, cuda_graphs=cuda_graphs
+                backend,
+                opened,
+                target=target,
+                num_threads=num_threads,
+                cuda_graphs=cuda_graphs,
+                share_weights=share_weights,
             )
-        elif target is not None or num_threads is not None or not cuda_graphs:
+        elif target is not None or num_threads is not None or not cuda_graphs or share_weights:
             given = [f"target {target}"] if target is not None else []
-            given += [f"num_threads {num_threads}"] if num_threads is not None else ["cuda_graphs"]
+            given += [f"num_threads {num_threads}"] if num_threads is not None else []
+            given += ["share_weights"] if share_weights else ["cuda_graphs"]
             raise BackendError(f"{given[0]} goes with a backend's name, not with your own")
         session = cls(opened, backend, cache_images=cache_images, lazy=lazy)
         session.load_ms = (time.perf_counter() - start_s) * 1e3

@@ -12,8 +12,10 @@ import msgspec
 from feather_edge.bundle import Bundle
 from feather_edge.errors import RequestError
 from feather_edge.evaluate.comparison import RECIPE
+from feather_edge.runtime.backend_choice import BackendTable, write_backend_table
 from feather_edge.runtime.calibration import Calibration, write_calibration
 from feather_edge.runtime.session import Session
+from feather_edge.tune.backends import measure_backends
 from feather_edge.tune.ladder import KEEP_RATIOS, ladder, measure_ladder, own_method
 from feather_edge.tune.search import Search, search
 
@@ -36,6 +38,7 @@ class TuneReport(msgspec.Struct, frozen=True, kw_only=True):
         method: whose ladder it is.
         calibration_file: where it was written.
         calibration: what was measured.
+        backends: which were timed to choose among; None where one was asked for.
         search: what was tried for the accuracy, None where only time was asked for.
         budget: what the budget leads to, as a request with this deadline would have it.
     """
@@ -44,6 +47,7 @@ class TuneReport(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     calibration_file: str
     calibration: Calibration
+    backends: BackendTable | None
     search: Search | None
     budget: dict[str, Any] | None
 
@@ -73,7 +77,8 @@ def tune(
         requirement: what must be kept of the accuracy; only rungs that keep it are measured.
         methods: to search among; None takes the bundle's own. Without a requirement just one.
         keep_ratios: rungs; None takes ``KEEP_RATIOS``. All, 1, is always among them.
-        backend: what runs the graphs.
+        backend: what runs the graphs; ``auto`` times those that are installed, and writes which
+            is the fastest into the bundle, where ``auto`` finds it.
         target: whose engines.
         warmup: rounds before the first that counts.
         repeat: rounds that count.
@@ -107,7 +112,15 @@ def tune(
         bundle = next(each for each in bundles if str(each.path) == found.chosen.bundle)
         accuracy = _accepted(found)
         ratios = list(accuracy)
-    # 2. How long each of them takes here.
+    # 2. Which backend runs it fastest here.
+    backends: BackendTable | None = None
+    if backend == "auto":
+        backends = measure_backends(
+            bundle, requests, warmup=warmup, repeat=repeat, command=command
+        )
+        write_backend_table(bundle.path, backends)
+        backend = backends.best
+    # 3. How long each of the ratios takes on it.
     rungs = ladder(bundle, method, ratios)
     with Session.open(bundle, backend=backend, target=target) as session:
         calibration = measure_ladder(
@@ -121,12 +134,13 @@ def tune(
             on_progress=on_progress,
         )
     file = write_calibration(bundle.path, calibration)
-    # 3. What a budget leads to.
+    # 4. What a budget leads to.
     return TuneReport(
         bundle=str(bundle.path),
         method=method,
         calibration_file=str(file),
         calibration=calibration,
+        backends=backends,
         search=found,
         budget=None if budget_ttft_ms is None else _choice(calibration, budget_ttft_ms),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from feather_edge.viz.heat_map import heat_map
 from feather_edge.viz.kept_tokens import Panel, contact_sheet, kept_tokens
 from feather_edge.viz.token_map import TokenMap, token_maps
-from feather_edge.viz.visualise import Visualisation, draw_results, name_of, visualise
+from feather_edge.viz.visualise import Visualisation, draw_results, kept_panels, name_of, visualise
 
 __all__ = [
     "Panel",
@@ -14,6 +14,7 @@ __all__ = [
     "contact_sheet",
     "draw_results",
     "heat_map",
+    "kept_panels",
     "kept_tokens",
     "name_of",
     "token_maps",

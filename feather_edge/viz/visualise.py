@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from feather_edge.runtime.result import Result, StageResult
     from feather_edge.runtime.session import Session
 
-__all__ = ["Visualisation", "draw_results", "name_of", "visualise"]
+__all__ = ["Visualisation", "draw_results", "kept_panels", "name_of", "visualise"]
 
 UNPRUNED_COLOUR, ANSWER_COLOUR = "#ffffff", "#ff2fd0"
 PANEL_SIZE = 330
@@ -133,23 +133,27 @@ def draw_results(
     Raises:
         RequestError: if a result is of several pictures, or of another bundle.
     """
-    picture, images = load_image(image), bundle.manifest.image
-    rasters = images.prepare([picture]).rasters
-    geometry = images.geometry(picture.size)
-    for result in results:
-        if result.rasters != rasters:
-            raise RequestError(
-                f"result is of {len(result.rasters)} rasters of visual tokens that are not those "
-                f"of this picture; only results of one picture can be drawn, over that picture"
-            )
-    pen = _Pen(
-        view=images.view(picture),
-        geometry=geometry,
-        maps=token_maps(rasters, geometry, size=panel_size),
-        reader=BoxReader.of(bundle, box_format),
-        unpruned=unpruned,
+    pen = _Pen.of(
+        bundle, image, results, unpruned=unpruned, box_format=box_format, panel_size=panel_size
     )
     return contact_sheet([pen.row(result) for result in results], heading=prompt)
+
+
+def kept_panels(
+    bundle: Bundle,
+    image: ImageSource,
+    result: Result,
+    *,
+    unpruned: Result | None = None,
+    panel_size: int = PANEL_SIZE,
+) -> list[Panel]:
+    """Return the answer, then what each stage kept; arguments and errors as of ``draw_results``.
+
+    For whoever lays the pictures out: nothing is written into them.
+    """
+    return _Pen.of(
+        bundle, image, [result], unpruned=unpruned, box_format=None, panel_size=panel_size
+    ).row(result, with_scores=False)
 
 
 def name_of(result: Result) -> str:
@@ -168,12 +172,43 @@ class _Pen:
     reader: BoxReader | None
     unpruned: Result | None
 
-    def row(self, result: Result) -> list[Panel]:
+    @classmethod
+    def of(
+        cls,
+        bundle: Bundle,
+        image: ImageSource,
+        results: Sequence[Result],
+        *,
+        unpruned: Result | None,
+        box_format: BoxFormat | None,
+        panel_size: int,
+    ) -> _Pen:
+        """Return a pen for results of one picture; refuses others."""
+        picture, images = load_image(image), bundle.manifest.image
+        rasters = images.prepare([picture]).rasters
+        geometry = images.geometry(picture.size)
+        for result in results:
+            if result.rasters != rasters:
+                raise RequestError(
+                    f"result is of {len(result.rasters)} rasters of visual tokens that are not "
+                    f"those of this picture; only results of one picture can be drawn, over that "
+                    f"picture"
+                )
+        return cls(
+            view=images.view(picture),
+            geometry=geometry,
+            maps=token_maps(rasters, geometry, size=panel_size),
+            reader=BoxReader.of(bundle, box_format),
+            unpruned=unpruned,
+        )
+
+    def row(self, result: Result, *, with_scores: bool = True) -> list[Panel]:
         boxes = self._boxes(result)
         panels = [self._answer(result, boxes)]
         for stage in result.stages:
             for number, tokens in enumerate(self.maps):
-                panels += [self._kept(stage, number, boxes), self._scores(stage, tokens)]
+                panels.append(self._kept(stage, number, boxes))
+                panels += [self._scores(stage, tokens)] if with_scores else []
         return panels
 
     def _answer(self, result: Result, boxes: list[tuple[Box, str]]) -> Panel:

@@ -1,4 +1,4 @@
-"""`verify --checkpoint`: families of every make agree with transformers, and what cannot is told."""
+"""`verify --checkpoint`: families agree with transformers, and what cannot be compared is told."""
 
 from __future__ import annotations
 

@@ -116,8 +116,11 @@ def test_a_bundle_that_loads(bundles: BundleFactory, monkeypatch: pytest.MonkeyP
     path = bundles(num_layers=2, recipe=ExportRecipe(stages=(1,), opset="23")).bundle.path
     _probes.load_bundle(str(path))
     monkeypatch.setattr(doctor, "_probe", lambda *_: None)
-    assert doctor.examine(path).bundle == (
-        Loading(backend="onnxruntime", target=None, failure=None),
+    (loading,) = doctor.examine(path).bundle
+    assert loading.verification is not None
+    assert loading.verification.state == "not verified"
+    assert loading == Loading(
+        backend="onnxruntime", target=None, failure=None, verification=loading.verification
     )
 
 

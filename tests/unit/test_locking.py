@@ -83,6 +83,16 @@ def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".bundle2.partial-7", "bundle"]
 
 
+def test_what_killed_writers_left_in_the_bundle_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle" / "engines" / "rtx"
+    folder.mkdir(parents=True)
+    for name in (".decoder_0.partial", ".decoder_0.result", ".gitignore", "decoder_0.engine"):
+        (folder / name).touch()
+    with exclusive(tmp_path / "bundle"):
+        pass
+    assert sorted(path.name for path in folder.iterdir()) == [".gitignore", "decoder_0.engine"]
+
+
 def test_a_bundle_that_was_set_aside_comes_back(tmp_path: Path) -> None:
     (tmp_path / ".bundle.old-7").mkdir()
     (tmp_path / ".bundle.old-7" / "manifest.json").write_text("good")

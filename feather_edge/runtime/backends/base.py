@@ -70,6 +70,7 @@ class Backend(ABC):
         num_threads: of one graph run, where it was asked for; None is the backend's own choice.
         target: whose engines it runs; None where it runs graphs.
         opens_in_parallel: whether several threads may open graphs at once.
+        choice: why this backend was chosen, where ``auto`` chose it by measurements.
     """
 
     name: str
@@ -77,11 +78,12 @@ class Backend(ABC):
     num_threads: int | None = None
     target: str | None = None
     opens_in_parallel: bool = False
+    choice: str | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What users should know of how graphs run here, such as why something is not used."""
-        return ()
+        return () if self.choice is None else (self.choice,)
 
     @abstractmethod
     def open(self, file: Path, spec: GraphSpec) -> Graph:

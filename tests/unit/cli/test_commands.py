@@ -13,15 +13,18 @@ from click.testing import CliRunner
 
 from feather_edge.cli import main
 from feather_edge.cli.doctor import describe_platform
+from feather_edge.doctor import Loading
 from feather_edge.errors import CheckpointError
 from feather_edge.export import pipeline
 from feather_edge.platform_facts import read_platform
 from feather_edge.pruning import Pruning, Region
 from feather_edge.recipes import ExportRecipe, load_recipe
+from feather_edge.runtime.receipt import Verification
 from feather_edge.runtime.sampling import Sampling
 from feather_edge.runtime.session import Session
 
 PICTURE = b"bytes of a picture"
+VERIFIED = Verification(state="verified", reason="against transformers")
 
 
 @pytest.fixture
@@ -35,7 +38,8 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
 def succeed(runner: CliRunner, *arguments: str, **options: Any) -> str:
     result = runner.invoke(main, arguments, catch_exceptions=False, **options)
     assert result.exit_code == 0, result.output
-    assert result.stderr == ""
+    answers = arguments[0] == "run" and "--json" not in arguments
+    assert result.stderr == (f"{VERIFIED}\n" if answers else "")
     return result.stdout
 
 
@@ -177,6 +181,7 @@ class FakeSession:
         self.closed = True
 
     notes = ()
+    verification = VERIFIED
 
     def open(
         self, bundle: Path, *, backend: str, target: str | None, cuda_graphs: bool
@@ -264,7 +269,7 @@ def test_run_names_a_deadline_and_says_what_it_led_to(
 ) -> None:
     session.last_result = SimpleNamespace(deadline=SimpleNamespace(reason="it fits"))
     result = runner.invoke(main, [*ASK, "--deadline-ms", "120", "--forbid", "0,0,9,9"])
-    assert (result.stdout, result.stderr) == ("red cup\n", "it fits\n")
+    assert (result.stdout, result.stderr) == ("red cup\n", f"it fits\n{VERIFIED}\n")
     assert (session.asked["pruning"], session.asked["deadline_ms"]) == (None, 120)
     assert len(session.asked["regions"]) == 1
 
@@ -339,8 +344,8 @@ REPORT = SimpleNamespace(
     version="0.1.0", python="3.11", platform="Linux, aarch64, glibc 2.35, 6 cores", gpu=None,
     facts=read_platform(Path(__file__).parents[2] / "support" / "platforms" / "jetpack6"),
     bundle=(
-        SimpleNamespace(backend="onnxruntime", target=None, failure=None),
-        SimpleNamespace(backend="tensorrt", target="rtx", failure="it does not fit"),
+        Loading(backend="onnxruntime", target=None, failure=None, verification=VERIFIED),
+        Loading(backend="tensorrt", target="rtx", failure="it does not fit"),
     ),
     packages={"numpy": "2.0", "openvino": None},
     backends=(
@@ -377,6 +382,7 @@ def test_doctor(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
         "openvino            -",
         "",
         "Bundle: onnxruntime, graphs: loads",
+        "  verified: against transformers",
         "",
         "Bundle: tensorrt, engines for rtx: it does not fit",
         "",
@@ -423,6 +429,8 @@ def test_recipes_shows_one_with_every_key(runner: CliRunner) -> None:
         "seed = 0",
         'pre_prune = "none"',
         "pre_keep_ratio = 0.5",
+        "# lowest_cosine: by precision",
+        "lowest_overlap = 0.9",
     ]
 
 
@@ -484,6 +492,6 @@ def test_errors_of_the_main_function_reach_the_user(
         raise CheckpointError("config.json is cut off; fetch it again")
 
     monkeypatch.setattr(pipeline, "export", fail)
-    result = runner.invoke(main, ["export", "checkpoint", "-o", "b"])
+    result = runner.invoke(main, ["export", "demo", "-o", "b"])
     assert result.exit_code == 1
     assert result.stderr == "Error: config.json is cut off; fetch it again\n"

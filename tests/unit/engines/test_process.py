@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +18,6 @@ from feather_edge.errors import BuildError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 RESULT = "Path(job['result']).write_text('{\"build_s\": 1.5, \"peak_rss_mib\": 20}')"
 PRELUDE = (
@@ -106,3 +109,54 @@ def test_no_driver_is_no_device() -> None:
     from feather_edge.engines._device import current_device
 
     assert current_device("libnosuchdriver.so.1") is None
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from support.engines import job_for
+from feather_edge.engines import process
+child = (
+    "import os, sys, time; from pathlib import Path; from feather_edge.engines._worker import "
+    "_end_with; _end_with(int(sys.argv[2])); print('[\\"Timing\\", ' + str(os.getpid()) + ', 0]', "
+    "flush=True); time.sleep(600)"
+)
+process.WORKER = [sys.executable, "-c", child]
+folder = Path(sys.argv[1])
+process.run_job(
+    job_for(folder / "decoder_0.onnx"), log=folder / "decoder_0.log", timeout_s=None,
+    on_phase=lambda graph, phase, num_done, num_steps: print(num_done, flush=True),
+)
+"""
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as parent:  # fmt: skip
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert is_alive(worker)
+        parent.kill()
+    deadline_s = time.monotonic() + 10
+    while is_alive(worker) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert not is_alive(worker)
+
+
+def test_a_worker_without_its_parent_does_not_begin(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from feather_edge.engines._worker import _end_with; _end_with(1)"],
+        check=False,
+    )
+    assert done.returncode == 1

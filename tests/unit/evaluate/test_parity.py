@@ -14,6 +14,7 @@ from feather_edge.evaluate.parity_report import (
     VerifyReport,
     worst_samples,
 )
+from feather_edge.runtime.receipt import Subject
 
 
 def test_equal_tensors() -> None:
@@ -84,11 +85,17 @@ def tensor(name: str = "logits", **changes: object) -> TensorReport:
     return TensorReport(**{**fields, **changes})  # type: ignore[arg-type]
 
 
+SUBJECT = Subject(
+    bundle="0" * 64, engines=None, feather_edge="0.1.0", backend="tensorrt", target="orin",
+    library=None,
+)  # fmt: skip
+
+
 def report(**changes: object) -> VerifyReport:
     fields = {
         "bundle": "b", "tested": "tensorrt", "reference": "onnxruntime with opset 23",
         "lowest_cosine": 0.99, "lowest_overlap": 0.9, "tensors": (), "kept": (), "answers": (),
-        "first_bad": None,
+        "first_bad": None, "subject": SUBJECT, "form": None, "versions": {},
     }  # fmt: skip
     return VerifyReport(**{**fields, **changes})  # type: ignore[arg-type]
 
@@ -113,10 +120,11 @@ def test_a_low_cosine_is_refused() -> None:
 
 
 def test_values_that_are_not_finite_are_refused() -> None:
-    assert verdict(first_bad=tensor(num_not_finite=7)) == (
+    bad = tensor(num_not_finite=7, first_not_finite="inf at [0, 3]")
+    assert verdict(first_bad=bad) == (
         "tensorrt differs from onnxruntime with opset 23: logits of decoder_1 (prefill, 00.png) "
-        "is the first with values that are not finite: 7, in the reference 0; with fp16 this is "
-        "an overflow, export with --precision fp32"
+        "is the first with values that are not finite: 7, in the reference 0, first inf at "
+        "[0, 3]; with fp16 this is an overflow, export with --precision fp32"
     )
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -164,3 +166,42 @@ class TestLoadImage:
         seen = "hundreds of megapixels" if limit == 200 else "30 x 20 pixels"
         with pytest.raises(RequestError, match=f"image.png has {seen}; at most 100 are allowed"):
             load_image(tmp_path / "image.png")
+
+    @pytest.mark.parametrize("side", [8193, 30_000, 200_000])
+    def test_a_real_bomb_is_never_decoded(self, side, monkeypatch, tmp_path):
+        """Some kilobytes that would be megapixels: the header is enough to refuse them."""
+        file = tmp_path / "bomb.png"
+        file.write_bytes(bomb(side))
+        assert file.stat().st_size < 2**20
+
+        def decode(*_):
+            raise AssertionError("decoded")
+
+        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode)
+        for source in (file, file.read_bytes()):
+            with pytest.raises(
+                RequestError, match=r"has .*at most 67108864 are allowed: scale it"
+            ):
+                load_image(source)
+
+    def test_a_bomb_in_a_pngs_text(self):
+        text = zlib.compress(b"\0" * 2**26)
+        data = bomb(4, chunk(b"zTXt", b"note\0\0" + text))
+        with pytest.raises(RequestError, match=r"cannot be read as an image \(ValueError: Decomp"):
+            load_image(data)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a chunk of a PNG file."""
+    checksum = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+
+def bomb(side: int, extra: bytes = b"") -> bytes:
+    """Return a PNG of ``side`` x ``side`` black pixels, or its first rows if it is large."""
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    rows = zlib.compress((b"\0" * (1 + (side + 7) // 8)) * min(side, 2000), 9)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", rows)
+        + chunk(b"IEND", b"")
+    )  # fmt: skip

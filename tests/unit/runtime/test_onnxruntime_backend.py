@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from feather_edge import Session
 from feather_edge.errors import BackendError
+from feather_edge.recipes import ExportRecipe
 from feather_edge.runtime.backends import BACKEND_NAMES, create_backend
 from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
@@ -98,3 +101,42 @@ def test_rows_are_taken_of_every_batch_entry() -> None:
     taken = backend.take_rows(backend.upload(array), np.array([0, 3]))
 
     np.testing.assert_array_equal(backend.download(taken), array[:, [0, 3]])
+
+
+def test_shared_weights_compute_the_same(bundles: BundleFactory) -> None:
+    bundle = bundles(num_layers=4).bundle
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    answers = []
+    for share_weights in (False, True):
+        with Session.open(bundle, share_weights=share_weights) as session:
+            answers.append(session.generate(image, "where is it ?", max_new_tokens=8).token_ids)
+    assert answers[0] == answers[1]
+
+
+def test_shared_weights_take_no_copy_of_them(tmp_path: Path, bundles: BundleFactory) -> None:
+    checkpoint = bundles.checkpoint(
+        num_layers=2, hidden_size=512, intermediate_size=4096, image_size=56
+    )
+    bundle = bundles.export(checkpoint, recipe=ExportRecipe(stages=())).bundle
+    grown = {}
+    for share_weights in (False, True):
+        code = (
+            "import sys; from feather_edge import Session;"
+            "from feather_edge.runtime.memory import rss_mib;"
+            "one = Session.open(sys.argv[1], share_weights=sys.argv[2] == 'True');"
+            "before = rss_mib();"
+            "two = Session.open(sys.argv[1], share_weights=sys.argv[2] == 'True');"
+            "print(rss_mib() - before)"
+        )
+        words = [sys.executable, "-c", code, str(bundle.path), str(share_weights)]
+        done = subprocess.run(words, check=True, capture_output=True, text=True)
+        grown[share_weights] = float(done.stdout)
+    assert grown[True] < grown[False] / 2
+
+
+@pytest.mark.parametrize("name", ["openvino", "tensorrt"])
+def test_other_backends_share_no_weights(bundles: BundleFactory, name: str) -> None:
+    with pytest.raises(
+        BackendError, match=f"weights are shared by onnxruntime, and backend {name}"
+    ):
+        create_backend(name, bundles(num_layers=4).bundle, share_weights=True)

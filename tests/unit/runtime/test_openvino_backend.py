@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import pytest
 from support.images import random_images
+from support.sealing import seal_files
 
 from feather_edge import Pruning, Session
-from feather_edge.errors import BackendError
+from feather_edge.errors import BackendError, BundleError
 from feather_edge.recipes import ExportRecipe
 from feather_edge.runtime.backends import create_backend
 from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -112,3 +115,34 @@ def test_inputs_that_do_not_fit(bundle: Bundle) -> None:
     graph = backend.open(bundle.path / spec.file, spec)
     with pytest.raises(BackendError, match="openvino failed in graph vision_encoder: .+"):
         graph.run({"pixel_values": backend.upload(np.ones((1, 2, 3, 4), np.float32))})
+
+
+def test_both_of_numpys_types_of_64_bits_are_taken() -> None:
+    backend = OpenVinoBackend()
+    for kind in (np.int64, np.longlong):
+        values = np.array([[1, 2]], kind)
+        assert backend.download(backend.upload(values)).tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("where", ["../../outside", "/outside", "link"])
+def test_weights_from_outside_the_bundle_are_refused(
+    bundle: Bundle, tmp_path: Path, name: str, where: str
+) -> None:
+    folder = shutil.copytree(bundle.path, tmp_path / "bundle")
+    weights = shutil.copy(folder / "onnx" / "decoder_0.onnx_data", tmp_path / "outside")
+    file = folder / "onnx" / "decoder_0.onnx"
+    model = onnx.load(file, load_external_data=False)
+    elsewhere = {"/outside": str(weights)}.get(where, where)
+    for entry in (entry for t in model.graph.initializer for entry in t.external_data):
+        if entry.key == "location" and entry.value == "decoder_0.onnx_data":
+            entry.value = elsewhere
+    onnx.save(model, file)
+    seal_files(folder)
+    if where == "link":
+        (folder / "onnx" / "link").symlink_to(weights)
+        with pytest.raises(BundleError, match="leads out of the bundle"):
+            Session.open(folder, backend=name)
+        return
+    with pytest.raises(BackendError, match=rf"^{name} cannot load .*decoder_0.onnx: "):
+        Session.open(folder, backend=name)

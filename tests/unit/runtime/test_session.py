@@ -455,6 +455,7 @@ def test_record_is_json(bundle: Bundle) -> None:
     record = json.loads(json.dumps(result.to_dict()))
 
     assert set(record) == {
+        "verification",
         "text",
         "token_ids",
         "finish_reason",

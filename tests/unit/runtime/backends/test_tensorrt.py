@@ -153,6 +153,19 @@ def test_a_damaged_record(bundle: Bundle) -> None:
     assert text.endswith(" -f")
 
 
+def test_a_record_that_says_a_key_twice(bundle: Bundle) -> None:
+    file = bundle.path / "engines" / TARGET / "decoder_0.json"
+    file.write_text(file.read_text().replace("{", '{"graph": "decoder_1", ', 1))
+    assert "is no valid record: key 'graph' stands twice in one object" in refusal(bundle)
+
+
+def test_a_record_from_outside_the_bundle(bundle: Bundle, tmp_path: Path) -> None:
+    file = bundle.path / "engines" / TARGET / "decoder_0.json"
+    file.rename(tmp_path / "outside.json")
+    file.symlink_to(tmp_path / "outside.json")
+    assert "lies outside of the bundle, which is never opened" in refusal(bundle)
+
+
 def test_an_engine_cut_short(bundle: Bundle) -> None:
     with (bundle.path / "engines" / TARGET / "decoder_0.engine").open("ab") as stream:
         stream.truncate(100)

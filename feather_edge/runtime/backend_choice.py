@@ -1,0 +1,120 @@
+"""Which backend ``auto`` is on this machine: the one that ``feather-edge tune`` measured fastest.
+
+The times lie in a bundle's ``calibration`` folder, bound to the same things as those of deadlines;
+where they do not hold, ``auto`` is ONNX Runtime and says so.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from feather_edge import strict_json
+from feather_edge.errors import BackendError
+from feather_edge.locking import exclusive
+from feather_edge.runtime.fingerprint import Fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["BackendTable", "BackendTime", "choose_backend", "write_backend_table"]
+
+FILE = "calibration/backends.json"
+FORMAT_VERSION = 1
+MAX_BYTES = 2**20
+DEFAULT = "onnxruntime"
+
+
+class BackendTime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One backend, measured.
+
+    Attributes:
+        fingerprint: what its time depends on.
+        ttft_ms: median time to the first token of a request as the bundle's recipe has it.
+    """
+
+    fingerprint: Fingerprint
+    ttft_ms: float
+
+
+class BackendTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The file.
+
+    Attributes:
+        command: that measured it, to be run again when it is stale.
+        measured_at: UTC.
+        warmup: rounds that did not count.
+        repeat: rounds that did.
+        times: of the backends, in turn in one run, fastest first.
+    """
+
+    format_version: int
+    command: str
+    measured_at: str
+    warmup: int
+    repeat: int
+    times: tuple[BackendTime, ...]
+
+    @property
+    def best(self) -> str:
+        """Name of the fastest backend."""
+        return self.times[0].fingerprint.backend
+
+    @property
+    def reason(self) -> str:
+        """What was measured, in words."""
+        times = ", ".join(f"{t.fingerprint.backend} {t.ttft_ms:.1f} ms" for t in self.times)
+        return f"median times to the first token measured here: {times}"
+
+
+def choose_backend(folder: Path, here: Callable[[str], Fingerprint]) -> tuple[str, str | None]:
+    """Return which backend ``auto`` is for a bundle, and why; no reason without a table.
+
+    Args:
+        folder: of the bundle.
+        here: returns what a backend's times depend on, here and now; a backend that is missing
+            raises a ``BackendError``.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return DEFAULT, None
+    again = "measure again with: "
+    try:
+        table = msgspec.convert(strict_json.read(file, max_bytes=MAX_BYTES), BackendTable)
+    except (strict_json.StrictJSONError, msgspec.MsgspecError) as error:
+        return DEFAULT, (
+            f"backend {DEFAULT}, since {file} is no table of backends: {error}; {again}"
+            f"feather-edge tune {folder} --budget-ttft-ms MS"
+        )
+    if table.format_version != FORMAT_VERSION or not table.times:
+        return DEFAULT, (
+            f"backend {DEFAULT}, since {file} is of another version; {again}{table.command}"
+        )
+    try:
+        difference = table.times[0].fingerprint.difference(here(table.best))
+    except BackendError as error:
+        return DEFAULT, f"backend {DEFAULT}, though {table.best} was measured faster: {error}"
+    if difference is not None:
+        return DEFAULT, (
+            f"backend {DEFAULT}, since {file} does not hold here: it was measured with "
+            f"{difference}; {again}{table.command}"
+        )
+    return table.best, f"backend {table.best}, by {table.reason}"
+
+
+def write_backend_table(folder: Path, table: BackendTable) -> Path:
+    """Write a table into a bundle, in place of an older one.
+
+    Raises:
+        BundleError: if another process writes the bundle.
+    """
+    file = folder / FILE
+    partial = file.with_suffix(".partial")
+    text = msgspec.json.format(msgspec.json.encode(table), indent=2)
+    with exclusive(folder):
+        file.parent.mkdir(exist_ok=True)
+        partial.write_bytes(text + b"\n")
+        partial.replace(file)
+    return file

@@ -1,0 +1,79 @@
+"""The backends that can run a bundle's graphs here, timed against one another."""
+
+from __future__ import annotations
+
+import statistics
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from feather_edge.errors import BackendError
+from feather_edge.runtime.backend_choice import FORMAT_VERSION, BackendTable, BackendTime
+from feather_edge.runtime.backend_names import GRAPH_BACKENDS
+from feather_edge.runtime.fingerprint import fingerprint
+from feather_edge.runtime.session import Session
+
+if TYPE_CHECKING:
+    from feather_edge.bench.requests import Requests
+    from feather_edge.bundle import Bundle
+
+__all__ = ["measure_backends"]
+
+
+def measure_backends(
+    bundle: Bundle, requests: Requests, *, warmup: int, repeat: int, command: str
+) -> BackendTable:
+    """Time the first token on every backend that opens the bundle, in turn, one request a round.
+
+    Args:
+        bundle: whose graphs; requests prune as its recipe has it.
+        requests: see ``feather_edge.bench.requests``.
+        warmup: rounds before the first that counts.
+        repeat: rounds that count.
+        command: that is running, for whoever has to repeat it.
+
+    Raises:
+        BackendError: if no backend opens the bundle: the error of the first.
+    """
+    with ExitStack() as stack:
+        sessions: dict[str, Session] = {}
+        errors: list[BackendError] = []
+        for name in (name for name in GRAPH_BACKENDS if name != "auto"):
+            opened = _opened(bundle, name)
+            if isinstance(opened, Session):
+                sessions[name] = stack.enter_context(opened)
+            else:
+                errors.append(opened)
+        if not sessions:
+            raise errors[0]
+        ttft_ms: dict[str, list[float]] = {name: [] for name in sessions}
+        names = list(sessions)
+        for number in range(warmup + repeat):
+            (request,) = requests(number, 1)
+            for name in names if number % 2 else reversed(names):
+                result = sessions[name].generate(request.image, request.prompt, max_new_tokens=1)
+                if number >= warmup:
+                    ttft_ms[name].append(result.ttft_ms)
+        times = [
+            BackendTime(
+                fingerprint=fingerprint(bundle, session.backend),
+                ttft_ms=statistics.median(ttft_ms[name]),
+            )
+            for name, session in sessions.items()
+        ]
+    return BackendTable(
+        format_version=FORMAT_VERSION,
+        command=command,
+        measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        warmup=warmup,
+        repeat=repeat,
+        times=tuple(sorted(times, key=lambda each: each.ttft_ms)),
+    )
+
+
+def _opened(bundle: Bundle, name: str) -> Session | BackendError:
+    """Return a session, or why there is none: a package is missing, or lacks an operator."""
+    try:
+        return Session.open(bundle, backend=name)
+    except BackendError as error:
+        return error
