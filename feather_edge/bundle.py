@@ -41,6 +41,7 @@ from feather_edge.manifest import (
     RECEIPT_FILE,
     BundleManifest,
     FileRecord,
+    listed_graphs,
     manifest_sha256,
 )
 from feather_edge.pruning.schedule import PruningSchedule
@@ -189,7 +190,7 @@ class Bundle:
                 f"{self.path / MANIFEST_FILE} lists the graphs {', '.join(names)}, but its stages "
                 f"make them {', '.join(wanted)}; export it again"
             )
-        for graph in self._contracts():
+        for graph in listed_graphs(tuple(self._contracts()), self.manifest.recipe):
             if graph not in self.manifest.graphs:
                 raise BundleError(
                     f"{self.path / MANIFEST_FILE} gives {graph.name} another contract than its "

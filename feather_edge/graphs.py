@@ -122,7 +122,7 @@ class GraphForm(
     Attributes:
         opset: of the standard operators.
         file: path within the bundle.
-        tensorrt: the versions of TensorRT that this form is for.
+        tensorrt: the versions of TensorRT that this form is for; ``none`` of int8-dynamic.
         inputs: of its contract, where that is not the graph's; ``outputs`` likewise.
     """
 

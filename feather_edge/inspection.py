@@ -13,7 +13,6 @@ from feather_edge.graphs import GraphForm, GraphSpec, TensorSpec
 from feather_edge.pruning.flops import paper_layer_cost, schedule_cost
 from feather_edge.pruning.forecast import forecast
 from feather_edge.recipes import ExportRecipe
-from feather_edge.recipes.precision import is_dynamic
 from feather_edge.runtime.receipt import Verdict, read_receipt
 from feather_edge.runtime.session import default_pruning
 from feather_edge.runtime.spans import typical_layout
@@ -125,10 +124,7 @@ def _graph_report(bundle: Bundle, spec: GraphSpec, layers: tuple[int, int] | Non
     weights = [v.const_value for v in next(iter(models.values())).graph.initializers.values()]
     return GraphReport(
         name=spec.name,
-        forms=tuple(
-            _form_report(form, model, is_dynamic=is_dynamic(bundle.manifest.recipe))
-            for form, model in models.items()
-        ),
+        forms=tuple(_form_report(form, model) for form, model in models.items()),
         layers=layers,
         weight_bytes=sum(tensor.nbytes for tensor in weights if tensor is not None),
         inputs=spec.inputs,
@@ -136,12 +132,12 @@ def _graph_report(bundle: Bundle, spec: GraphSpec, layers: tuple[int, int] | Non
     )
 
 
-def _form_report(form: GraphForm, model: ir.Model, *, is_dynamic: bool) -> FormReport:
+def _form_report(form: GraphForm, model: ir.Model) -> FormReport:
     operators = collections.Counter(node.op_type for node in model.graph)
     return FormReport(
         opset=form.opset,
         file=form.file,
-        tensorrt="none" if is_dynamic else form.tensorrt,
+        tensorrt=form.tensorrt,
         num_nodes=operators.total(),
         operators=dict(sorted(operators.items())),
     )

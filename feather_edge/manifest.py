@@ -7,7 +7,7 @@ config.json and guesses nothing. The format is strict: unknown keys are errors.
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -15,6 +15,10 @@ from feather_edge.checkpoint.packed import PackedFormat
 from feather_edge.graphs import DecoderShape, GraphSpec
 from feather_edge.images import ImageSpec
 from feather_edge.recipes import ExportRecipe
+from feather_edge.recipes.precision import is_dynamic
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -138,6 +142,19 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     prompt: PromptForm = PromptForm()
     taken_over: PackedFormat | None = None
     kept_higher: dict[str, float] = msgspec.field(default_factory=dict)
+
+
+def listed_graphs(graphs: Sequence[GraphSpec], recipe: ExportRecipe) -> tuple[GraphSpec, ...]:
+    """Return graphs as a manifest lists them: no TensorRT reads a form of int8-dynamic."""
+    if not is_dynamic(recipe):
+        return tuple(graphs)
+    return tuple(
+        msgspec.structs.replace(
+            graph,
+            forms=tuple(msgspec.structs.replace(form, tensorrt="none") for form in graph.forms),
+        )
+        for graph in graphs
+    )
 
 
 def manifest_sha256(manifest: BundleManifest) -> str:

@@ -36,12 +36,9 @@ if TYPE_CHECKING:
 )
 @click.option("--jobs", type=click.IntRange(min=1), default=1, help="Engines built at once.")
 @click.option(
-    "--timeout",
-    "timeout_s",
-    type=click.FloatRange(min=0, min_open=True),
-    show_default="none",
+    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), show_default="none",
     help="Seconds after which the build of one engine is stopped.",
-)
+)  # fmt: skip
 @click.option(
     "-f",
     "--force",
@@ -80,11 +77,10 @@ def command(
         text, document = describe_build(opened, recipe, target=name, plugin=plugin)
         (emit_json if as_json else click.echo)(document if as_json else text)
         return
-    report_fit(
-        require_fit(
-            opened, target=target, engine_recipe=recipe, jobs=jobs, folder=bundle, force=force
-        )
+    fits = require_fit(
+        opened, target=target, engine_recipe=recipe, jobs=jobs, folder=bundle, force=force
     )
+    report_fit(fits)
     with build_progress() as on_phase:
         report = build_engines(
             opened, recipe, target=name, plugin=plugin, jobs=jobs, force=force,
@@ -100,5 +96,5 @@ def _print(report: BuildReport, *, as_json: bool) -> None:
         emit_json(report)
         return
     for engine in report.engines:
-        what = f"{engine.build_s:.1f} s" if engine.is_new else "up to date"
-        click.echo(f"{engine.path}: {engine.bytes / 2**20:.1f} MiB, opset {engine.opset}, {what}")
+        end = f"{engine.build_s:.1f} s" if engine.is_new else "up to date"
+        click.echo(f"{engine.path}: {engine.bytes / 2**20:.1f} MiB, opset {engine.opset}, {end}")

@@ -58,7 +58,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Tell whether a model fits a device, and what would make it fit.
+    """Tell whether a model fits a device, or what would help.
 
     Reads CHECKPOINT, a Hugging Face folder whose weights may be missing, a hub id of which only
     the small files are fetched, or `demo`; or BUNDLE, a folder that `feather-edge export` wrote.

@@ -1,8 +1,8 @@
 """How much memory a build and its engines will want, told before anything is built.
 
 An estimate: the builder's appetite was measured with TensorRT-RTX 1.7 on a CPU (peak resident
-memory of the process over bytes of weights; ``tools/measure_builder_peak.py`` repeats it). On a
-device tactics add the workspace limit.
+memory of the process over bytes of weights, by engine; ``tools/measure_fit.py --output`` repeats
+it). On a device tactics add the workspace limit.
 """
 
 from __future__ import annotations
@@ -27,18 +27,24 @@ __all__ = [
     "MemoryEstimate",
     "element_bits",
     "estimate",
+    "largest_weight_bytes",
     "pool_bytes",
     "weight_bytes",
 ]
 
-PROCESS_MIB = 268
-"""Peak of a worker that builds next to nothing."""
+PROCESS_MIB = 266
+"""Peak of a worker that builds next to nothing: decoders of 0.1 to 0.2 MiB took 265 to 267."""
 BUILD_FACTOR, BUILD_FACTOR_PER_PROFILE = 1.2, 2.1
 """Peak of the builder over bytes of float weights, and what each profile adds."""
-INTEGER_BUILD_FACTOR = 2.2
-"""Peak of the builder over bytes of integer weights, however many profiles there are."""
-INTEGER_ENGINE_FACTOR = 1.12
-"""Engine over bytes of integer weights, which are stored once: 56 MiB for 50 were seen."""
+INTEGER_BUILD_FACTOR = 4.5
+"""Peak of the builder over bytes of integer weights.
+
+Eight engines of int8 and int4 with float16 activations, 11 to 66 MiB of integers and one profile
+took 4.3 to 5.6, less where they were larger: part of it does not grow with the weights. With two
+profiles, 7 MiB took 6.3, so profiles add little.
+"""
+INTEGER_ENGINE_FACTOR = 1.4
+"""Engine over bytes of integer weights, which are stored once; 1.1 to 1.7 in the same engines."""
 INTEGERS = frozenset({"int8", "int4", "uint8", "uint4"})
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "bool": 1}
 
@@ -88,9 +94,17 @@ def weight_bytes(model: onnx.ModelProto) -> dict[str, int]:
     found: dict[str, int] = {}
     for tensor in model.graph.initializer:
         name = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
-        num = math.prod(tensor.dims) * element_bits(tensor.data_type) // 8
-        found[name] = found.get(name, 0) + num
+        found[name] = found.get(name, 0) + _tensor_bytes(tensor)
     return found
+
+
+def largest_weight_bytes(model: onnx.ModelProto) -> int:
+    """Return the bytes of a graph's largest weight."""
+    return max(map(_tensor_bytes, model.graph.initializer), default=0)
+
+
+def _tensor_bytes(tensor: onnx.TensorProto) -> int:
+    return int(math.prod(tensor.dims)) * element_bits(tensor.data_type) // 8
 
 
 def element_bits(elem_type: int) -> int:

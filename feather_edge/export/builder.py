@@ -41,16 +41,27 @@ WeightType: TypeAlias = "DType | Literal['int4', 'int8']"
 
 
 class GraphBuilder:
-    """Collects the nodes of one graph; ``model()`` closes it against its contract."""
+    """Collects the nodes of one graph; ``model()`` closes it against its contract.
+
+    Attributes:
+        is_plan: the graph is for its sizes alone, so what is costly to make may be left out.
+    """
 
     def __init__(
-        self, spec: GraphSpec, weights: Weights, *, precision: GraphPrecision, dialect: Dialect
+        self,
+        spec: GraphSpec,
+        weights: Weights,
+        *,
+        precision: GraphPrecision,
+        dialect: Dialect,
+        is_plan: bool = False,
     ) -> None:
         self.spec = spec
         self.precision = precision
         self.dtype: DType = precision.dtype
         self.dialect = dialect
         self.weights = weights
+        self.is_plan = is_plan
         self._scope: list[str] = []
         self._nodes: list[ir.Node] = []
         self._initializers: dict[str, ir.Value] = {}
@@ -216,10 +227,9 @@ class GraphBuilder:
         self._functions.append(function)
 
     def extra_output(self, name: str, value: ir.Value) -> None:
-        """Add a float32 scalar to the outputs, behind those of the contract."""
+        """Add a float32 value of any shape to the outputs, behind those of the contract."""
         value.name = name
         value.type = ir.TensorType(ir.DataType.FLOAT)
-        value.shape = ir.Shape(())
         self._extra_outputs.append(value)
 
     def adopt(self, model: ir.Model, inputs: Mapping[str, ir.Value]) -> list[ir.Value]:

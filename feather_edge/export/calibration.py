@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from feather_edge.runtime.backends.base import Tensor
     from feather_edge.samples import Sample
 
-__all__ = ["calibrate"]
+__all__ = ["Entering", "best_rounding", "calibrate"]
 
 EXPONENTS = (0.0, 0.35, 0.5, 0.65)
 """Of smoothing; 0 stands for none."""

@@ -19,7 +19,13 @@ from feather_edge.export.precision import BundlePrecision, bundle_precision
 from feather_edge.export.segment import write_segment
 from feather_edge.export.writer import GraphWriter, Progress
 from feather_edge.graphs import OPSETS, DecoderShape, decoder_spec
-from feather_edge.manifest import FORMAT_VERSION, BundleManifest, LocalAttention, Rotary
+from feather_edge.manifest import (
+    FORMAT_VERSION,
+    BundleManifest,
+    LocalAttention,
+    Rotary,
+    listed_graphs,
+)
 from feather_edge.pruning.schedule import PruningSchedule
 from feather_edge.recipes.precision import beyond_opset_18, effective_precision, is_dynamic
 from feather_edge.runtime.prompt import PROMPT_FILES, PromptFormatter
@@ -197,7 +203,7 @@ def describe(
         eos_token_ids=(),
         max_new_tokens=max_new_tokens,
         image=model.image,
-        graphs=tuple(specs),
+        graphs=listed_graphs(specs, recipe),
         files={},
         local_attention=_local_attention(text),
         prompt_attention=model.prompt_attention,

@@ -55,7 +55,8 @@ class ExportPlan:
         shared_bytes: of a head that lies in that file too.
         write_bytes: in memory while the tensor that takes most is written: as it lies in the
             checkpoint, and its copies.
-        needs_calibration: sample prompts are run through float graphs first.
+        calibration: of the float graphs through which sample prompts are run first, if any are.
+        is_traced: PyTorch writes the vision tower, of which only the weights are in the plan.
     """
 
     manifest: BundleManifest
@@ -64,16 +65,20 @@ class ExportPlan:
     embeddings_bytes: int
     shared_bytes: int
     write_bytes: int
-    needs_calibration: bool
+    calibration: ExportPlan | None
+    is_traced: bool
 
 
-def plan_export(checkpoint: Path, recipe: ExportRecipe) -> ExportPlan:
+def plan_export(
+    checkpoint: Path, recipe: ExportRecipe, *, precision: BundlePrecision | None = None
+) -> ExportPlan:
     """Return what ``export`` would write.
 
     Args:
         checkpoint: a Hugging Face folder; its safetensors files may be missing, and only their
             headers are read.
         recipe: of the export.
+        precision: types of the graphs, as of ``export``.
 
     Raises:
         CheckpointError: if the checkpoint cannot be read or is not supported.
@@ -87,16 +92,23 @@ def plan_export(checkpoint: Path, recipe: ExportRecipe) -> ExportPlan:
         )
     model = read_family(source)
     schedule, opsets = read_schedule(recipe, model), read_opsets(recipe)
-    types = bundle_precision(recipe, source.packed)
+    types = precision or bundle_precision(recipe, source.packed)
     specs, models = [], {}
-    for spec, compose, precision in _graphs(model, schedule, opsets, types):
+    for spec, compose, part in _graphs(model, schedule, opsets, types):
         form = spec.main_form
         builder = GraphBuilder(
-            spec.of(form), model.weights, precision=precision, dialect=DIALECTS[form.opset]
+            spec.of(form),
+            model.weights,
+            precision=part,
+            dialect=DIALECTS[form.opset],
+            is_plan=True,
         )
         composed = compose(builder)
         specs.append(spec)
         models[spec.name] = composed
+    calibration = None
+    if precision is None and types.needs_calibration:
+        calibration = plan_export(checkpoint, recipe, precision=types.probing())
     embeddings, _ = _embeddings(model, types)
     write_bytes = _write_bytes(model, types, list(models.values()))  # before data is taken out
     return ExportPlan(
@@ -106,7 +118,8 @@ def plan_export(checkpoint: Path, recipe: ExportRecipe) -> ExportPlan:
         embeddings_bytes=embeddings,
         shared_bytes=embeddings if is_shared(model, types.decoder) else 0,
         write_bytes=write_bytes,
-        needs_calibration=types.needs_calibration,
+        calibration=calibration,
+        is_traced=model.is_traced,
     )
 
 
@@ -180,7 +193,6 @@ def _tensor_peak(tensor: ir.LazyTensor, source: np.dtype[np.generic]) -> int:
     if tensor.dtype in _INTEGER_BITS:
         packing = num + num // 2 if _INTEGER_BITS[tensor.dtype] == 4 else 0
         return num * source.itemsize + num + packing
-    num_copies = (tensor.dtype.numpy() != source) + (
-        tensor.name != HEAD
-    )  # the head stays as it is
+    is_cast, is_transposed = tensor.dtype.numpy() != source, tensor.name != HEAD
+    num_copies = is_cast + is_transposed
     return num * source.itemsize + tensor.nbytes * num_copies

@@ -83,11 +83,7 @@ def traced_tower(
     """
     import torch
 
-    if g.precision.linears != "float":
-        raise RecipeError(
-            f"vision tower {raw['vision_config']['model_type']!r} has to be traced, which leaves "
-            f"its weights float; export with --vision-precision fp32 or fp16"
-        )
+    _check_float(g, raw)
     with _quiet():
         tower = _load_tower(raw, weights).to(getattr(torch, g.dtype))
     shape = tower_shape(raw)
@@ -111,6 +107,51 @@ def traced_tower(
             ) from error
     assert program is not None  # noqa: S101 - dynamo=True returns a program
     return g.adopt(_in_dialect(program.model, g.dialect.opset), {"pixel_values": pixels})
+
+
+def planned_tower(
+    g: GraphBuilder,
+    pixels: ir.Value,
+    raw: dict[str, Any],
+    weights: Weights,
+    *,
+    feature_layers: Sequence[int],
+) -> list[ir.Value]:
+    """Stand in for a tower in a plan: its weights and its outputs, and no layer between them.
+
+    Arguments and result are those of ``traced_tower``; neither torch nor a weight is touched, so
+    what is alive within the tower is not in the graph.
+
+    Raises:
+        RecipeError: as ``traced_tower``.
+        CheckpointError: if there are no safetensors files, whose headers say what the tower has.
+    """
+    _check_float(g, raw)
+    tensors = weights.below("vision.")
+    if not tensors:
+        raise CheckpointError(
+            f"vision tower {raw['vision_config']['model_type']!r} has to be traced, and what it "
+            f"holds is known from the headers of its safetensors files, which are missing; "
+            f"download the checkpoint first"
+        )
+    for name, view in tensors.items():
+        g.weight(f"vision.{name}", shape=view.shape)
+    shape = tower_shape(raw)
+    num_rows = shape.num_patches + (raw["vision_feature_select_strategy"] == "default")
+    num_images = g.op("Shape", pixels, name="num_images", start=0, end=1)
+    sizes = g.op("Concat", num_images, g.ints(num_rows, shape.hidden_size), name="sizes", axis=0)
+    return [
+        g.op("Expand", g.scalar("zero", 0.0), sizes, name=f"features_{layer}")
+        for layer in feature_layers
+    ]
+
+
+def _check_float(g: GraphBuilder, raw: dict[str, Any]) -> None:
+    if g.precision.linears != "float":
+        raise RecipeError(
+            f"vision tower {raw['vision_config']['model_type']!r} has to be traced, which leaves "
+            f"its weights float; export with --vision-precision fp32 or fp16"
+        )
 
 
 def _in_dialect(model: ir.Model, opset: int) -> ir.Model:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from feather_edge.engines.memory import element_bits
+from feather_edge.export.dense import PROBE_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,10 +32,12 @@ class Activations:
     Attributes:
         live: most that is alive at once, inputs and outputs of the graph left out.
         scores: of the largest attention's scores, in float32, where an operator holds them.
+        probes: of what a calibration takes out of the graph.
     """
 
     live: int
     scores: int
+    probes: int
 
 
 def activations(model: onnx.ModelProto, dims: Mapping[str, int]) -> Activations:
@@ -53,7 +56,8 @@ def activations(model: onnx.ModelProto, dims: Mapping[str, int]) -> Activations:
         for value in (*graph.input, *graph.value_info, *graph.output)
     }
     sizes = {name: _value_bytes(kind) for name, kind in shapes.items()}
-    return Activations(live=_peak(graph, sizes), scores=_scores(graph, shapes))
+    probes = sum(sizes[v.name] for v in graph.output if v.name.startswith(PROBE_PREFIX))
+    return Activations(live=_peak(graph, sizes), scores=_scores(graph, shapes), probes=probes)
 
 
 def _peak(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int:

@@ -15,14 +15,23 @@ versions and the machine. Those of a GPU's own software could not be: they say s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from feather_edge.engines.memory import INTEGERS, ITEM_BYTES, estimate, pool_bytes
+from feather_edge.engines.memory import (
+    INTEGERS,
+    ITEM_BYTES,
+    estimate,
+    largest_weight_bytes,
+    pool_bytes,
+)
 from feather_edge.engines.profiles import decoder_profiles, read_limits, vision_profiles
 from feather_edge.fit.activations import activations
 from feather_edge.fit.report import GraphFit
 from feather_edge.graphs import VISION_ENCODER
+from feather_edge.recipes import EngineRecipe
+from feather_edge.runtime.backends._causal_caches import is_eligible
+from feather_edge.runtime.spans import typical_layout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +41,6 @@ if TYPE_CHECKING:
     from feather_edge.engines.profiles import Limits
     from feather_edge.fit.sizes import ModelSizes
     from feather_edge.graphs import GraphSpec
-    from feather_edge.recipes import EngineRecipe
 
 __all__ = ["Demand", "demand"]
 
@@ -40,8 +48,10 @@ MIB = 2**20
 
 EXPORT_PROCESS_MIB = 100
 """Python, numpy, onnx and onnx-ir, the graphs without data, and nothing written yet."""
-CALIBRATION_FACTOR = 1.3
-"""Of a float graph that computes layers both ways: the float weights and a byte for each."""
+CALIBRATION_PROCESS_MIB = 138
+"""The same with ONNX Runtime and Pillow, which run the sample prompts of a calibration."""
+SAMPLE_TEXT_TOKENS = 48
+"""Of a sample prompt in a chat template."""
 
 CPU_PROCESS_MIB = 105
 """Python, numpy, Pillow and ONNX Runtime, with a picture and no graph."""
@@ -49,10 +59,14 @@ CPU_FACTORS = {"float": 1.0, "float16": 2.3}
 """Memory over bytes of weights in ONNX Runtime on a CPU: float16 is widened, and both are kept."""
 CPU_INTEGER_FACTOR = 2.0
 """Of integer weights, which are packed anew; one model of int8 with float16 activations."""
-CPU_ARENA_FACTOR = 1.0
-"""Memory of ONNX Runtime's arenas over what is alive in a graph."""
-CPU_SCORES_FACTOR = 2.0
-"""Its attention holds the scores of all heads, and what softmax makes of them, in float32."""
+CPU_ARENA_FACTOR = 1.5
+"""Memory of ONNX Runtime's arenas over what is alive in a graph: they grow in large pieces."""
+CPU_SCORES_FACTOR = 1.7
+"""Its attention holds the scores of all heads, and what softmax makes of them, in float32.
+
+The operator that it has for causal decoders in float32 takes the scores piece by piece, and holds
+none; see ``runtime.backends._causal_caches``.
+"""
 
 DEVICE_PROCESS_MIB = 600
 """Python with a CUDA context and TensorRT's kernels. Not measured: no GPU was at hand."""
@@ -81,6 +95,9 @@ class _Graph:
     cache: float
     live: float
     scores: float
+    probes: float
+    largest_weight: float
+    in_place: bool
 
 
 def demand(sizes: ModelSizes, recipe: EngineRecipe, *, jobs: int, on_gpu: bool) -> Demand:
@@ -100,7 +117,7 @@ def demand(sizes: ModelSizes, recipe: EngineRecipe, *, jobs: int, on_gpu: bool) 
     graphs = _graphs(sizes, limits, recipe, on_gpu=on_gpu)
     stages: dict[str, dict[str, float]] = {}
     if sizes.checkpoint is not None:
-        stages["export"] = _export(sizes, graphs)
+        stages["export"] = _export(sizes)
     if on_gpu:
         stages["build"] = _build(graphs, recipe, jobs=jobs)
     stages["run"] = _run_on_gpu(graphs) if on_gpu else _run_on_cpu(graphs)
@@ -140,17 +157,40 @@ def _graphs(
                 cache=_cache_mib(spec, num_rows + num_new, limits.batch),
                 live=found.live / MIB,
                 scores=found.scores / MIB,
+                probes=found.probes / MIB,
+                largest_weight=largest_weight_bytes(sizes.models[spec.name]) / MIB,
+                in_place=sizes.manifest.prompt_attention == "causal" and is_eligible(spec),
             )
         )
     return graphs
 
 
-def _export(sizes: ModelSizes, graphs: list[_Graph]) -> dict[str, float]:
-    parts = {"process": float(EXPORT_PROCESS_MIB), "largest weight": sizes.write_bytes / MIB}
-    if sizes.needs_calibration:
-        num = sum(sum(graph.weights.values()) for graph in graphs) / MIB
-        parts["calibration"] = num * 4 * CALIBRATION_FACTOR
-    return parts
+def _export(sizes: ModelSizes) -> dict[str, float]:
+    writing = {"process": float(EXPORT_PROCESS_MIB), "largest weight": sizes.write_bytes / MIB}
+    if sizes.calibration is None:
+        return writing
+    calibration = _calibration(sizes.calibration)
+    return max(writing, calibration, key=lambda parts: sum(parts.values()))
+
+
+def _calibration(sizes: ModelSizes) -> dict[str, float]:
+    """Return what it takes to run sample prompts through float graphs that give their probes."""
+    visual = typical_layout(sizes.manifest).num_visual_tokens
+    recipe = EngineRecipe(
+        max_prompt_tokens=SAMPLE_TEXT_TOKENS,
+        opt_prompt_tokens=SAMPLE_TEXT_TOKENS,
+        max_visual_tokens=visual,
+        max_cache_capacity=SAMPLE_TEXT_TOKENS + visual + 1,
+    )
+    limits = read_limits(sizes.manifest, sizes.schedule, recipe)
+    # Calibration runs the graphs as they are.
+    graphs = [
+        replace(graph, in_place=False) for graph in _graphs(sizes, limits, recipe, on_gpu=False)
+    ]
+    return _run_on_cpu(graphs) | {
+        "process": float(CALIBRATION_PROCESS_MIB),
+        "probes": CPU_ARENA_FACTOR * sum(graph.probes for graph in graphs),
+    }
 
 
 def _build(graphs: list[_Graph], recipe: EngineRecipe, *, jobs: int) -> dict[str, float]:
@@ -175,13 +215,20 @@ def _run_on_gpu(graphs: list[_Graph]) -> dict[str, float]:
 
 
 def _run_on_cpu(graphs: list[_Graph]) -> dict[str, float]:
-    return {
+    """Return what a request takes, or, where that is more, opening the graphs before it."""
+    open_graphs = {
         "process": float(CPU_PROCESS_MIB),
         "weights": sum(_cpu_weights(graph.weights) for graph in graphs) / MIB,
-        "KV caches": 2 * sum(graph.cache for graph in graphs),
-        "attention scores": CPU_SCORES_FACTOR * sum(graph.scores for graph in graphs),
+    }
+    # A weight is there as it lies in the file and packed, until it is packed as a whole.
+    opening = {"largest weight": max(graph.largest_weight for graph in graphs)}
+    running = {
+        "KV caches": sum(graph.cache * (1 if graph.in_place else 2) for graph in graphs),
+        "attention scores": CPU_SCORES_FACTOR
+        * sum(graph.scores for graph in graphs if not graph.in_place),
         "activations": CPU_ARENA_FACTOR * sum(graph.live for graph in graphs),
     }
+    return open_graphs | max(opening, running, key=lambda parts: sum(parts.values()))
 
 
 def _cpu_weights(weights: Mapping[str, int]) -> float:

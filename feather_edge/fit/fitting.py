@@ -107,7 +107,7 @@ def fit(
         available=budget.words,
         graphs=found.graphs,
         disk=disk,
-        notes=budget.notes,
+        notes=(*sizes.notes, *budget.notes),
     )
 
 
@@ -153,11 +153,11 @@ def require_fit(
         machine=machine,
     )
     if report.verdict == "does not fit" and not force:
-        raise FitError(f"{reason(report)}; {_ways_out(report)}go on all the same with --force")
+        raise FitError(f"{_reason(report)}; {_ways_out(report)}go on all the same with --force")
     return report
 
 
-def reason(report: FitReport) -> str:
+def _reason(report: FitReport) -> str:
     """Return why a model does not fit, in one line without an end."""
     for stage in report.stages:
         if stage.verdict == "does not fit":

@@ -16,12 +16,18 @@ from feather_edge.recipes import default_recipe_name, load_recipe
 if TYPE_CHECKING:
     import onnx
 
+    from feather_edge.export.planning import ExportPlan
     from feather_edge.graphs import GraphSpec
     from feather_edge.manifest import BundleManifest
     from feather_edge.pruning.schedule import PruningSchedule
     from feather_edge.recipes import ExportRecipe
 
-__all__ = ["ModelSizes", "read_sizes"]
+__all__ = ["ModelSizes", "planned_sizes", "read_sizes"]
+
+TRACED = (
+    "PyTorch traces the vision tower: what it takes during the export, and what is alive within "
+    "the tower, do not count"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +44,8 @@ class ModelSizes:
         embeddings_bytes: of the file of the embeddings.
         disk_bytes: of the bundle.
         write_bytes: in memory while the export writes the tensor that takes most.
-        needs_calibration: the export runs sample prompts through float graphs.
+        calibration: of the float bundle through which an export runs sample prompts, if it does.
+        notes: what is not in these numbers.
     """
 
     source: str
@@ -50,7 +57,8 @@ class ModelSizes:
     embeddings_bytes: int
     disk_bytes: int
     write_bytes: int = 0
-    needs_calibration: bool = False
+    calibration: ModelSizes | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def graphs(self) -> tuple[GraphSpec, ...]:
@@ -82,9 +90,13 @@ def read_sizes(source: str | Path | Bundle, recipe: ExportRecipe | None) -> Mode
 
 def planned_sizes(folder: Path, recipe: ExportRecipe, *, source: str) -> ModelSizes:
     """Return the sizes of what an export of ``folder`` would be."""
-    plan = plan_export(folder, recipe)
+    return _plan_sizes(folder, plan_export(folder, recipe), source)
+
+
+def _plan_sizes(folder: Path, plan: ExportPlan, source: str) -> ModelSizes:
     weights = {name: weight_bytes(model) for name, model in plan.models.items()}
     own = sum(sum(kinds.values()) for kinds in weights.values()) - plan.shared_bytes
+    calibration = plan.calibration
     return ModelSizes(
         source=source,
         checkpoint=folder,
@@ -95,7 +107,8 @@ def planned_sizes(folder: Path, recipe: ExportRecipe, *, source: str) -> ModelSi
         embeddings_bytes=plan.embeddings_bytes,
         disk_bytes=own + plan.embeddings_bytes,
         write_bytes=plan.write_bytes,
-        needs_calibration=plan.needs_calibration,
+        calibration=None if calibration is None else _plan_sizes(folder, calibration, source),
+        notes=(TRACED,) if plan.is_traced else (),
     )
 
 

@@ -16,6 +16,7 @@ from support.reference import ReferenceVlm
 from feather_edge import Session
 from feather_edge.errors import CheckpointError, RecipeError, UnsupportedModelError
 from feather_edge.export.pipeline import export
+from feather_edge.fit import fit
 from feather_edge.pruning import Pruning
 from feather_edge.recipes import ExportRecipe
 from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -84,6 +85,30 @@ def test_a_tower_whose_weights_are_not_there(bundles: BundleFactory, tmp_path: P
     with pytest.raises(CheckpointError, match="layer.3"):
         export(folder, tmp_path / "bundle", RECIPE)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_an_estimate_traces_nothing(
+    bundles: BundleFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trace(*_arguments: Any, **_options: Any) -> None:
+        raise AssertionError("traced")
+
+    exported = bundles(num_layers=4, vision="dinov2", recipe=RECIPE)
+    monkeypatch.setattr("feather_edge.export.families._llava.traced_tower", trace)
+    planned, real = (
+        fit(source, recipe=RECIPE) for source in (exported.checkpoint, exported.bundle)
+    )
+    assert planned.graphs[1:] == real.graphs[1:]
+    assert planned.graphs[0].weights_mib["float"] == pytest.approx(
+        real.graphs[0].weights_mib["float"], abs=0.2
+    )
+    assert "PyTorch traces the vision tower" in planned.notes[0]
+    assert real.notes == ()
+
+    ignored = shutil.ignore_patterns("*.safetensors")
+    folder = shutil.copytree(exported.checkpoint, tmp_path / "config", ignore=ignored)
+    with pytest.raises(CheckpointError, match="'dinov2' has to be traced.*download"):
+        fit(folder, recipe=RECIPE)
 
 
 def test_without_torch_the_extra_is_named(

@@ -80,6 +80,7 @@ class FamilyModel:
             first decoder layers.
         prompt: what the chat template does not say.
         prompt_attention: which rows of a prompt see which.
+        is_traced: PyTorch writes the vision tower.
     """
 
     text: TextConfig
@@ -90,6 +91,7 @@ class FamilyModel:
     num_planes: int = 0
     prompt: PromptForm = field(default_factory=PromptForm)
     prompt_attention: PromptAttention = "causal"
+    is_traced: bool = False
 
 
 def read_family(checkpoint: Checkpoint) -> FamilyModel:

@@ -15,7 +15,7 @@ from feather_edge.checkpoint.vision_config import VisionConfig, is_known_tower, 
 from feather_edge.errors import CheckpointError, UnsupportedModelError
 from feather_edge.export.blocks.vision import vision_tower
 from feather_edge.export.operators import activation, linear
-from feather_edge.export.traced_tower import tower_shape, traced_tower
+from feather_edge.export.traced_tower import planned_tower, tower_shape, traced_tower
 from feather_edge.export.weights import Weights
 from feather_edge.graphs import vision_encoder_spec
 
@@ -83,6 +83,11 @@ class LlavaModel:
         return (side, side)
 
     @property
+    def is_traced(self) -> bool:
+        """Whether PyTorch writes the tower, which the builder does not know."""
+        return not isinstance(self.vision, VisionConfig)
+
+    @property
     def token_id(self) -> int:
         """Id of the image placeholder."""
         key = "image_token_id" if "image_token_id" in self.raw else "image_token_index"
@@ -142,8 +147,9 @@ def write_features(g: GraphBuilder, model: LlavaModel) -> ir.Value:
     if isinstance(vision, VisionConfig):
         states = vision_tower(g, pixels, vision, feature_layers=model.feature_layers)
     else:
+        write_tower = planned_tower if g.is_plan else traced_tower
         with g.scope("traced_tower"):
-            states = traced_tower(
+            states = write_tower(
                 g, pixels, model.raw, model.weights, feature_layers=model.feature_layers
             )
     features = (

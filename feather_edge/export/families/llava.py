@@ -50,6 +50,7 @@ def read(checkpoint: Checkpoint) -> FamilyModel:
         ),
         write_vision_encoder=partial(_write_vision_encoder, model=model),
         vision_spec=model.vision_spec,
+        is_traced=model.is_traced,
     )
 
 

@@ -42,4 +42,5 @@ def read(checkpoint: Checkpoint) -> FamilyModel:
         ),
         write_vision_encoder=partial(write_with_newline, model=model),
         vision_spec=model.vision_spec,
+        is_traced=model.is_traced,
     )

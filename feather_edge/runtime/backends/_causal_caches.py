@@ -40,7 +40,7 @@ def with_caches_in_place(
         spec: its contract.
         num_heads: of the queries.
     """
-    if not _is_eligible(spec):
+    if not is_eligible(spec):
         return None
     import onnx
     from google.protobuf.message import DecodeError
@@ -71,7 +71,8 @@ def with_caches_in_place(
     return model.SerializeToString(), _in_place(spec)
 
 
-def _is_eligible(spec: GraphSpec) -> bool:
+def is_eligible(spec: GraphSpec) -> bool:
+    """Return whether the contract of a causal model's graph lets its caches be kept in place."""
     if spec.caches_in_place or not spec.caches:
         return False
     masks = [tensor.name for tensor in spec.inputs if tensor.name.endswith(MASK)]

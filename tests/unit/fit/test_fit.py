@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -261,24 +262,73 @@ def test_build_engine_refuses_before_it_starts(bundles: BundleFactory) -> None:
     assert "would peak" not in forced.stderr  # there is no TensorRT here, which is another matter
 
 
-def test_integer_weights_are_in_an_engine_once(bundles: BundleFactory) -> None:
+def test_integer_weights_are_in_an_engine_once() -> None:
     recipe = ExportRecipe(precision="int8", activations="fp16")
-    bundle = bundles(recipe=recipe, num_layers=4).bundle
     one, two = (
-        fit(bundle, target="rtx", limits={"profiles": profiles}, machine=ROOMY)
+        fit(CHECKPOINT, target="rtx", recipe=recipe, limits={"profiles": profiles}, machine=ROOMY)
         for profiles in ("one", "two")
     )
-    weights = one.graphs[1].weights_mib
-    assert weights["int8"] > 0
-    floats = sum(size for graph in one.graphs[1:] for kind, size in graph.weights_mib.items())
-    floats -= sum(graph.weights_mib["int8"] for graph in one.graphs[1:])
+    sizes = [graph.weights_mib for graph in one.graphs[1:]]
+    assert all(weights["int8"] > 0 for weights in sizes)
+    floats = sum(size for weights in sizes for kind, size in weights.items() if kind != "int8")
     assert two.disk.engines_mib - one.disk.engines_mib == pytest.approx(floats, abs=0.5)
 
 
-def test_inspect_names_no_tensorrt_for_what_none_reads(bundles: BundleFactory) -> None:
-    from feather_edge.inspection import describe
+def test_a_calibration_takes_what_its_float_run_takes(config_only: Path) -> None:
+    peaks_of = {}
+    for precision in ("fp32", "int8", "int8-dynamic"):
+        recipe = ExportRecipe(precision=precision)  # type: ignore[arg-type]
+        report = fit(config_only, recipe=recipe, machine=ROOMY)
+        peaks_of[precision] = peaks(report) | report.stages[0].parts
+    dynamic = peaks_of["int8-dynamic"]
+    assert dynamic["probes"] > 0
+    assert dynamic["export"] > peaks_of["int8"]["export"] + dynamic["probes"]
+    weights = fit(config_only, recipe=ExportRecipe(), machine=ROOMY).stages[-1].parts["weights"]
+    assert dynamic["weights"] == pytest.approx(weights, abs=0.2)
 
-    for precision, names in (("int8-dynamic", {"none"}), ("int8", {">=10.15"})):
-        bundle = bundles(recipe=ExportRecipe(precision=precision), num_layers=4).bundle  # type: ignore[arg-type]
-        found = {form.tensorrt for graph in describe(bundle).graphs for form in graph.forms}
-        assert (found == {"none"}) == (names == {"none"})
+
+def test_causal_float32_decoders_hold_no_scores(config_only: Path) -> None:
+    def scores(precision: Any, text: int) -> float:
+        recipe = ExportRecipe(precision=precision)
+        report = fit(config_only, recipe=recipe, limits=limits(text, 196, 100), machine=ROOMY)
+        return report.stages[-1].parts["attention scores"]
+
+    assert scores("fp32", 400) == scores("fp32", 50)  # of the vision encoder alone
+    assert scores("fp16", 400) > scores("fp16", 50)
+
+
+def test_a_hub_id_fetches_no_weights(
+    config_only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fnmatch
+    import types
+
+    fetched: list[str] = []
+
+    def snapshot_download(repo_id: str, *, allow_patterns: list[str]) -> str:
+        assert repo_id == "someone/scene-vlm"
+        for file in CHECKPOINT.iterdir():
+            if any(fnmatch.fnmatch(file.name, pattern) for pattern in allow_patterns):
+                fetched.append(file.name)
+                shutil.copyfile(file, tmp_path / file.name)
+        return str(tmp_path)
+
+    hub = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.chdir(tmp_path.parent)
+    report = fit("someone/scene-vlm", target=TARGET, machine=ROOMY)
+    assert {"config.json", "preprocessor_config.json"} <= set(fetched)
+    assert {Path(name).suffix for name in fetched} <= {".json", ".jinja"}
+    assert report.graphs == fit(config_only, target=TARGET, machine=ROOMY).graphs
+
+
+def test_no_tensorrt_is_named_for_what_none_reads(bundles: BundleFactory) -> None:
+    for precision, is_read in (("int8-dynamic", False), ("int8", True)):
+        recipe = ExportRecipe(precision=precision)  # type: ignore[arg-type]
+        bundle = bundles(recipe=recipe, num_layers=4).bundle
+        manifest = json.loads((bundle.path / "manifest.json").read_text(encoding="utf-8"))
+        forms = [form for graph in manifest["graphs"] for form in graph["forms"]]
+        assert all((form["tensorrt"] == "none") != is_read for form in forms)
+        graphs = json.loads(run("inspect", bundle.path, "--json").stdout)["graphs"]
+        named = {form["tensorrt"] for graph in graphs for form in graph["forms"]}
+        assert (named == {"none"}) != is_read
