@@ -21,12 +21,14 @@ x (s (q - z)) = x (s q) - (sums of blocks of x) (s z).
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
 from feather_edge.export.quantise import BlockQuantised, ChannelQuantised, pack_int4
+from feather_edge.recipes.precision import MIN_BLOCK_SIZE
 
 PROBE_PREFIX = "probe:"
 """What the names of a calibration graph's extra outputs start with."""
@@ -66,6 +68,8 @@ def dense(
         g.weights.tensor(source, shape=(out_size, in_size))
         for source, out_size in zip(sources, out_sizes, strict=True)
     ]
+    if form in {"int8", "int4"} and math.gcd(in_size, g.precision.block_size) < MIN_BLOCK_SIZE:
+        form = "float"  # TensorRT takes whole blocks only, and these inputs have none
     if form in {"float", "probe"}:
         weight = g.weight(
             *sources,

@@ -179,6 +179,26 @@ def test_what_enters_is_rounded_as_a_calibration_says(
     assert error < 0.02 if is_smooth and is_per_row else error > 0.02
 
 
+@pytest.mark.parametrize(("in_size", "operator"), [(40, "MatMul"), (48, "DequantizeLinear")])
+def test_inputs_that_make_no_whole_block_stay_float(
+    tmp_path: Path, in_size: int, operator: str
+) -> None:
+    """As those of Qwen2.5-VL's patches, 1176, of which TensorRT makes no blocks of 16."""
+    matrix = RNG.standard_normal((8, in_size)).astype(np.float32)
+    weights = checkpoint(tmp_path / "c", {"layer.q.weight": matrix})
+    spec = GraphSpec(
+        name="dense",
+        forms=(),
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("rows", in_size)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=("rows", 8)),),
+    )
+    precision = GraphPrecision(dtype="float32", linears="int8")
+    g = GraphBuilder(spec, weights, precision=precision, dialect=DIALECTS[23])
+    y = dense(g, g.inputs["x"], "layer.q", in_size=in_size, out_sizes=(8,), form="int8", name="q")
+    operators = {node.op_type for node in g.model({"y": y}).graph}
+    assert operators == {operator, "MatMul"}
+
+
 def test_a_layer_that_is_kept_higher_has_blocks() -> None:
     roundings = {"a/down": Rounding(error=0.2), "a/up": Rounding(error=0.01)}
     precision = GraphPrecision(dtype="float32", linears="int8-dynamic", roundings=roundings)
