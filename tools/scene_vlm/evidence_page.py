@@ -35,7 +35,8 @@ INTRODUCTION = """# Pruning a decoder that was pretrained on language
 SmolLM2-135M-Instruct with the adapters in
 [models/smol_scene_vlm](../models/smol_scene_vlm/README.md): 30 layers, 196 visual tokens, ONNX
 Runtime on the CPU. Two questions about each scene: one for a place, and one for a word, of each
-kind in turn. Nothing was tuned on these scenes. The paper is FEATHER's
+kind in turn; 500 test scenes when all is answered, and each table says how many it covers so far.
+Nothing was tuned on these scenes. The paper is FEATHER's
 ([arXiv 2412.13180](https://arxiv.org/abs/2412.13180)), its model of 7 billion weights with 729
 visual tokens.
 
