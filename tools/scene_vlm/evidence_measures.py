@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     """Indices that each stage keeps, question after question, by method and ratio."""
 
 WARMUP, ROUNDS = 1, 8
-NUM_OVERLAP_SCENES = 5
+NUM_OVERLAP_SCENES = 10
 
 
 def row_name(key: Key) -> str:
