@@ -65,10 +65,6 @@ def write_checkpoint(
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config["text_config"] |= {"max_position_embeddings": 4096} | sizes
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    kept: dict[str, Any] = {}
-    for file in source.glob("*.safetensors"):
-        views = read_tensors(file)
-        kept |= {n: v.read() for n, v in views.items() if not n.startswith("language_model.")}
     vision_width, width = config["vision_config"]["hidden_size"], sizes["hidden_size"]
     shapes = _decoder_shapes(config["text_config"]) | {
         "multi_modal_projector.linear_1.weight": (width, vision_width),
@@ -76,6 +72,11 @@ def write_checkpoint(
         "multi_modal_projector.linear_2.weight": (width, width),
         "multi_modal_projector.linear_2.bias": (width,),
     }
+    kept: dict[str, Any] = {}
+    for file in source.glob("*.safetensors"):
+        for name, view in read_tensors(file).items():
+            if not name.startswith("language_model.") and name not in shapes:
+                kept[name] = view.read()
     shards: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         layer, _, _ = name.partition(".layers.")[2].partition(".")

@@ -29,6 +29,8 @@ def test_checkpoint_has_one_shard_a_layer(tmp_path, is_sparse):
     checkpoint = Checkpoint.open(folder)
     embeddings = checkpoint.tensor("language_model.model.embed_tokens.weight")
     up = checkpoint.tensor("language_model.model.layers.1.mlp.up_proj.weight")
+    projector = checkpoint.tensor("multi_modal_projector.linear_1.weight")
+    assert projector.shape[0] == SIZES["hidden_size"]
     assert (embeddings.shape, up.shape) == ((40000, 64), (96, 64))
     assert (embeddings.file.name, up.file.name) == (
         "model-rest.safetensors",
