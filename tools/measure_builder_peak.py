@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
+import struct
 import sys
 import tempfile
 import time
@@ -42,37 +44,85 @@ SIZES = {
 """The decoder of Qwen2-VL-2B, cut to 8 layers."""
 
 
-def write_checkpoint(source: Path, folder: Path, sizes: dict[str, int], *, seed: int = 0) -> Path:
-    """Write ``source`` with a random float16 decoder of ``sizes`` into ``folder``.
+def write_checkpoint(
+    source: Path,
+    folder: Path,
+    sizes: dict[str, int],
+    *,
+    dtype: type[np.floating[Any]] = np.float16,
+    is_sparse: bool = False,
+    seed: int = 0,
+) -> Path:
+    """Write ``source`` with a random decoder of ``sizes`` into ``folder``, a shard for each layer.
 
-    Values are small, so that activations stay within float16.
+    Values are small, so that activations stay within float16. One shard is in memory at a time.
+    ``is_sparse`` makes all of them zero, as holes that take neither time nor disk.
     """
     folder.mkdir(parents=True)
     for file in source.iterdir():
         if file.suffix in {".json", ".jinja", ".model"} and "safetensors" not in file.name:
             shutil.copyfile(file, folder / file.name)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    config["text_config"] |= sizes | {"max_position_embeddings": 4096}
+    config["text_config"] |= {"max_position_embeddings": 4096} | sizes
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    tensors = {}
-    for file in source.glob("*.safetensors"):
-        views = read_tensors(file)
-        tensors |= {n: v.read() for n, v in views.items() if not n.startswith("language_model.")}
-    vision_width = config["vision_config"]["hidden_size"]
-    rng = np.random.default_rng(seed)
-    shapes = _decoder_shapes(config["text_config"])
-    width = sizes["hidden_size"]
-    shapes |= {
+    vision_width, width = config["vision_config"]["hidden_size"], sizes["hidden_size"]
+    shapes = _decoder_shapes(config["text_config"]) | {
         "multi_modal_projector.linear_1.weight": (width, vision_width),
         "multi_modal_projector.linear_1.bias": (width,),
         "multi_modal_projector.linear_2.weight": (width, width),
         "multi_modal_projector.linear_2.bias": (width,),
     }
+    kept: dict[str, Any] = {}
+    for file in source.glob("*.safetensors"):
+        for name, view in read_tensors(file).items():
+            if not name.startswith("language_model.") and name not in shapes:
+                kept[name] = view.read()
+    shards: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
-        values = rng.standard_normal(shape, np.float32) * np.float32(0.02)
-        tensors[name] = values.astype(np.float16)
-    save_file(tensors, folder / "model.safetensors")
+        layer, _, _ = name.partition(".layers.")[2].partition(".")
+        shards.setdefault(f"model-{layer or 'rest'}.safetensors", {})[name] = shape
+    rng = np.random.default_rng(seed)
+    for file_name, shard in shards.items():
+        if is_sparse:
+            _write_holes(folder / file_name, shard, dtype)
+        else:
+            _write_random(folder / file_name, shard, dtype, rng)
+    save_file(kept, folder / "model-kept.safetensors")
+    weight_map = dict.fromkeys(kept, "model-kept.safetensors")
+    for file_name, shard in shards.items():
+        weight_map |= dict.fromkeys(shard, file_name)
+    index = json.dumps({"weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
     return folder
+
+
+def _write_random(
+    file: Path,
+    shapes: dict[str, tuple[int, ...]],
+    dtype: type[np.floating[Any]],
+    rng: np.random.Generator,
+) -> None:
+    """Write one shard of small values; drawn values recur in places of their own."""
+    drawn = (rng.standard_normal(1 << 22, np.float32) * np.float32(0.02)).astype(dtype)
+    tensors = {}
+    for name, shape in shapes.items():
+        tensors[name] = np.resize(np.roll(drawn, rng.integers(drawn.size)), shape)
+    save_file(tensors, file)
+
+
+def _write_holes(
+    file: Path, shapes: dict[str, tuple[int, ...]], dtype: type[np.floating[Any]]
+) -> None:
+    """Write a safetensors file of zeros: its header, then nothing for the rest of its length."""
+    end, entries = 0, {}
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
+        code = f"F{np.dtype(dtype).itemsize * 8}"
+        entries[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
+    header = json.dumps(entries).encode()
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(header)) + header)
+        stream.truncate(8 + len(header) + end)
 
 
 def _decoder_shapes(text: dict[str, Any]) -> dict[str, tuple[int, ...]]:
