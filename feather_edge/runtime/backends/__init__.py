@@ -34,7 +34,8 @@ def create_backend(
 
     Args:
         name: one of ``BACKEND_NAMES``; ``auto`` runs the ONNX graphs themselves.
-        bundle: whose engines, for a backend that runs engines.
+        bundle: whose engines, for a backend that runs engines; ONNX Runtime learns from it how
+            rows attend to one another.
         target: which of its engines; None takes the only ones there are.
         num_threads: of one graph run on the CPU; None lets the backend choose.
         cuda_graphs: whether decode steps of engines may be captured as CUDA graphs.
@@ -72,4 +73,11 @@ def create_backend(
         return OpenVinoBackend(num_threads=num_threads)
     from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(num_threads=num_threads)
+    return OnnxRuntimeBackend(num_threads=num_threads, causal_heads=_causal_heads(bundle))
+
+
+def _causal_heads(bundle: Bundle | None) -> int | None:
+    """Return the query heads of a decoder that attends causally; None where it does not."""
+    if bundle is None or bundle.manifest.prompt_attention != "causal":
+        return None
+    return bundle.manifest.decoder.num_attention_heads

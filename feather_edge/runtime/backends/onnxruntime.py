@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feather_edge.errors import BackendError
+from feather_edge.runtime.backends._causal_caches import with_caches_in_place
 from feather_edge.runtime.backends.base import Backend, Graph, Tensor
 
 if TYPE_CHECKING:
@@ -30,14 +31,23 @@ class OnnxRuntimeBackend(Backend):
     Args:
         device: ``cpu`` or ``cuda``; None takes CUDA when the installed package has it.
         num_threads: of one graph run on the CPU; None lets ONNX Runtime choose.
+        causal_heads: query heads of the decoder, if its prompts are causal: on the CPU its caches
+            are then kept in place. None runs every graph as it is.
 
     Raises:
         BackendError: if onnxruntime is not installed or lacks the device.
     """
 
     name = "onnxruntime"
+    opens_in_parallel = True
 
-    def __init__(self, *, device: str | None = None, num_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        device: str | None = None,
+        num_threads: int | None = None,
+        causal_heads: int | None = None,
+    ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -55,14 +65,24 @@ class OnnxRuntimeBackend(Backend):
                 f"available: {', '.join(available)}; CUDA needs: pip install 'feather-edge[gpu]'"
             )
         self.num_threads = num_threads
+        self._causal_heads = causal_heads if self.device == "cpu" else None
         self._options = self._new_options()
 
     def open(self, file: Path, spec: GraphSpec) -> Graph:
         """See ``Backend.open``."""
+        if self._causal_heads is not None:
+            rewritten = with_caches_in_place(file, spec, num_heads=self._causal_heads)
+            if rewritten is not None:
+                model, spec = rewritten
+                return self.open_model(model, spec, weights=file.parent, label=str(file))
         return self._open(os.fspath(file), spec, self._options, label=str(file))
 
-    def open_model(self, model: bytes, spec: GraphSpec, *, weights: Path) -> Graph:
+    def open_model(
+        self, model: bytes, spec: GraphSpec, *, weights: Path, label: str | None = None
+    ) -> Graph:
         """Open a graph that lies in memory, its weights in files of the folder ``weights``.
+
+        Errors call it ``label``; None is its own name.
 
         Raises:
             BackendError: if it cannot be loaded.
@@ -71,7 +91,7 @@ class OnnxRuntimeBackend(Backend):
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", os.fspath(weights)
         )
-        return self._open(model, spec, options, label=spec.name)
+        return self._open(model, spec, options, label=label or spec.name)
 
     def _open(self, model: str | bytes, spec: GraphSpec, options: Any, *, label: str) -> Graph:
         cpu = ["CPUExecutionProvider"]
