@@ -42,36 +42,51 @@ SIZES = {
 """The decoder of Qwen2-VL-2B, cut to 8 layers."""
 
 
-def write_checkpoint(source: Path, folder: Path, sizes: dict[str, int], *, seed: int = 0) -> Path:
-    """Write ``source`` with a random float16 decoder of ``sizes`` into ``folder``.
+def write_checkpoint(
+    source: Path,
+    folder: Path,
+    sizes: dict[str, int],
+    *,
+    dtype: type[np.floating[Any]] = np.float16,
+    seed: int = 0,
+) -> Path:
+    """Write ``source`` with a random decoder of ``sizes`` into ``folder``, a shard for each layer.
 
-    Values are small, so that activations stay within float16.
+    Values are small, so that activations stay within float16. One shard is in memory at a time.
     """
     folder.mkdir(parents=True)
     for file in source.iterdir():
         if file.suffix in {".json", ".jinja", ".model"} and "safetensors" not in file.name:
             shutil.copyfile(file, folder / file.name)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    config["text_config"] |= sizes | {"max_position_embeddings": 4096}
+    config["text_config"] |= {"max_position_embeddings": 4096} | sizes
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    tensors = {}
+    kept = {}
     for file in source.glob("*.safetensors"):
         views = read_tensors(file)
-        tensors |= {n: v.read() for n, v in views.items() if not n.startswith("language_model.")}
-    vision_width = config["vision_config"]["hidden_size"]
-    rng = np.random.default_rng(seed)
-    shapes = _decoder_shapes(config["text_config"])
-    width = sizes["hidden_size"]
-    shapes |= {
+        kept |= {n: v.read() for n, v in views.items() if not n.startswith("language_model.")}
+    vision_width, width = config["vision_config"]["hidden_size"], sizes["hidden_size"]
+    shapes = _decoder_shapes(config["text_config"]) | {
         "multi_modal_projector.linear_1.weight": (width, vision_width),
         "multi_modal_projector.linear_1.bias": (width,),
         "multi_modal_projector.linear_2.weight": (width, width),
         "multi_modal_projector.linear_2.bias": (width,),
     }
-    for name, shape in shapes.items():
-        values = rng.standard_normal(shape, np.float32) * np.float32(0.02)
-        tensors[name] = values.astype(np.float16)
-    save_file(tensors, folder / "model.safetensors")
+    shards: dict[str, list[str]] = {}
+    for name in shapes:
+        layer, _, _ = name.partition(".layers.")[2].partition(".")
+        shards.setdefault(f"model-{layer or 'rest'}.safetensors", []).append(name)
+    rng = np.random.default_rng(seed)
+    weight_map = dict.fromkeys(kept, "model-rest.safetensors")
+    for file_name, names in shards.items():
+        tensors = dict(kept) if "rest" in file_name else {}
+        for name in names:
+            values = rng.standard_normal(shapes[name], np.float32) * np.float32(0.02)
+            tensors[name] = values.astype(dtype)
+        save_file(tensors, folder / file_name)
+        weight_map |= dict.fromkeys(names, file_name)
+    index = json.dumps({"weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
     return folder
 
 
