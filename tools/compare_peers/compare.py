@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from compare_peers import environments, questions
-from compare_peers.checkpoints import MODELS, write_checkpoint
+from compare_peers.checkpoints import write_checkpoint
+from compare_peers.models import MODELS
 from compare_peers.report import model_report
 from compare_peers.runner import TOOLS, Answer, PeerError, Worker, measure
 from compare_peers.summary import agreement
@@ -43,7 +44,6 @@ PEERS = (
     "llama_cpp",
     "feather_edge_bundles",
 )
-TIMED_MODELS = ("qwen-0.1b", "qwen-0.5b", "llava-0.5b")
 NUM_CHECKS = 2
 """Questions that everyone is asked alone, before the rounds."""
 REFERENCE = "transformers fp32"
@@ -217,7 +217,7 @@ def run(arguments: list[str]) -> None:
     """Parse the command line, measure every model, write."""
     parser = argparse.ArgumentParser(description="feather-edge beside its peers")
     parser.add_argument("out", type=lambda text: Path(text).resolve())
-    parser.add_argument("--models", nargs="+", choices=TIMED_MODELS, default=TIMED_MODELS)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=16, help="of each answer")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 from compare_peers import questions
-from compare_peers.checkpoints import MODELS, Decoder, Model, write_checkpoint
+from compare_peers.checkpoints import write_checkpoint
 from compare_peers.contenders import Row
+from compare_peers.models import Decoder, Model
 from compare_peers.prompts import TEMPLATES
 from compare_peers.report import model_report
 from compare_peers.runner import Answer, PeerError, Worker, measure, turns
@@ -207,15 +206,3 @@ def test_templates_of_checkpoints_render_as_prompts_do():
             messages=messages, add_generation_prompt=True
         )
         assert rendered == template.render("who?", template.mark)
-
-
-def test_sparse_checkpoints_have_their_size_and_take_none(tmp_path: Path):
-    model = Model(
-        model_type="llava", decoder=TINY, vision=MODELS["llava-0.5b"].vision, image_side=384
-    )
-    write_checkpoint(model, tmp_path / "c", "words", dtype="F16", is_sparse=True)
-    file = tmp_path / "c" / "model.safetensors"
-    assert file.stat().st_size > 100e6
-    assert file.stat().st_blocks * 512 < 1e6
-    assert json.loads((tmp_path / "c" / "config.json").read_text())["torch_dtype"] == "float16"
-    assert not np.fromfile(file, np.uint8, count=1000, offset=10**7).any()
