@@ -1,0 +1,1 @@
+"""Feather-edge beside what a user would pick instead, on this machine; see ``compare.py``."""

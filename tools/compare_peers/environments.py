@@ -1,0 +1,76 @@
+"""Virtual environments of the peers: pinned packages, made once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tarfile
+import venv
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from compare_peers.runner import PeerError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from compare_peers.contenders import Environment
+
+MARK = "compare_peers.json"
+"""Written last; holds what was asked for."""
+
+
+def make(environment: Environment, root: Path) -> Path:
+    """Make an environment below ``root``, unless it is there, and return its interpreter.
+
+    Raises:
+        PeerError: if a package cannot be installed.
+    """
+    folder = root / environment.name
+    python = folder / "bin" / "python"
+    wanted = json.dumps(asdict(environment), indent=2)
+    mark = folder / MARK
+    if mark.exists() and mark.read_text() == wanted:
+        return python
+    print(f"environment {environment.name}: {', '.join(environment.packages)}", flush=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    venv.create(folder, with_pip=True)
+    log = root / f"{environment.name}.log"
+    _pip(python, log, "install", *environment.packages)
+    if environment.bare:
+        _pip(python, log, "install", "--no-deps", *environment.bare)
+    for source in environment.sources:
+        _unpack(python, log, source, folder / "sources")
+    mark.write_text(wanted)
+    return python
+
+
+def versions(folder: Path) -> list[str]:
+    """Return what is installed in an environment, as ``name==version``."""
+    return sorted(
+        "==".join(file.name.removesuffix(".dist-info").rsplit("-", 1))
+        for file in folder.glob("lib/python*/site-packages/*.dist-info")
+    )
+
+
+def _unpack(python: Path, log: Path, source: str, folder: Path) -> None:
+    name = source.partition("==")[0]
+    _pip(python, log, "download", "--no-deps", "--no-binary", name, source, "--dest", str(folder))
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(folder, filter="data")
+    archive.unlink()
+
+
+def _pip(python: Path, log: Path, *arguments: str) -> None:
+    with log.open("a") as output:
+        done = subprocess.run(  # noqa: S603
+            [str(python), "-m", "pip", *arguments],
+            check=False,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    if done.returncode:
+        raise PeerError(f"pip {arguments[0]} failed in {python}; see {log}")

@@ -1,0 +1,94 @@
+"""From answers to figures: medians, ratios of one round, agreement, and the bars."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from compare_peers.contenders import Row
+    from compare_peers.runner import Answer
+
+Figure = Literal["ttft_ms", "tpot_ms", "vision_ms"]
+
+
+def median(answers: Sequence[Answer], figure: Figure) -> float | None:
+    """Return the median of a figure; None if it is not told."""
+    values = [getattr(answer, figure) for answer in answers]
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def ratio(ours: Sequence[Answer], theirs: Sequence[Answer], figure: Figure) -> float:
+    """Return the median over rounds of one row's figure by another's of the same round."""
+    return statistics.median(
+        getattr(one, figure) / getattr(other, figure)
+        for one, other in zip(ours, theirs, strict=True)
+    )
+
+
+def fastest(
+    rows: Iterable[Row], answers: Mapping[str, Sequence[Answer]], figure: Figure
+) -> Row | None:
+    """Return the row with the smallest median; None of no rows."""
+    known = [row for row in rows if answers.get(row.name)]
+    return min(known, key=lambda row: median(answers[row.name], figure) or 0.0, default=None)
+
+
+def agreement(answers: Mapping[str, Sequence[Answer]], reference: str) -> dict[str, float]:
+    """Return for each row which share of the reference's greedy tokens it gives.
+
+    Tokens count up to the first that differs: what follows answers another text.
+    """
+    expected = [answer.token_ids for answer in answers[reference]]
+    return {
+        name: sum(
+            _common(answer.token_ids, tokens)
+            for answer, tokens in zip(given, expected, strict=True)
+        )
+        / sum(map(len, expected))
+        for name, given in answers.items()
+    }
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    for place, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return place
+    return min(len(first), len(second))
+
+
+def bars(
+    rows: Sequence[Row], answers: Mapping[str, Sequence[Answer]]
+) -> list[tuple[str, str, str, float, float]]:
+    """Return what has to hold: claim, our row, their row, the ratio, and what it may be.
+
+    Rows that were not measured leave out the claims about them.
+    """
+    ours = [row for row in rows if row.is_ours]
+    pruned = [row for row in ours if row.keep_ratio is not None]
+    unpruned = [row for row in rows if not row.is_ours and row.keep_ratio is None]
+    rivals = [row for row in rows if not row.is_ours and row.keep_ratio is not None]
+    everyone = [*unpruned, *rivals]
+    found = []
+
+    def claim(name: str, us: list[Row], them: list[Row], figure: Figure, limit: float) -> None:
+        best, rival = fastest(us, answers, figure), fastest(them, answers, figure)
+        if best is not None and rival is not None:
+            value = ratio(answers[best.name], answers[rival.name], figure)
+            found.append((name, best.name, rival.name, value, limit))
+
+    claim("TTFT, pruned by the fastest unpruned peer", pruned, unpruned, "ttft_ms", 0.5)
+    claim("TTFT, pruned by the fastest pruned peer", pruned, rivals, "ttft_ms", 0.75)
+    claim("TPOT, pruned by the fastest peer", pruned, everyone, "tpot_ms", 1.0)
+    for bits in ("32", "8"):
+        claim(
+            f"TTFT, both unpruned, weights of {bits} bits",
+            [row for row in ours if row.keep_ratio is None and row.precision == bits],
+            [row for row in unpruned if row.precision == bits],
+            "ttft_ms",
+            1.0,
+        )
+    return found
