@@ -69,6 +69,7 @@ slots have equal shapes. What differs from the table above:
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -103,12 +104,24 @@ EMBED_TOKENS_TENSOR = "embed_tokens.weight"
 EMBED_TOKENS_SCALES = "embed_tokens.scales"
 
 
+MAX_FIXED_SIZE = 2**28
+"""Product of a tensor's sizes that a contract fixes; tiles of pictures stay far below."""
+
+
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A named input or output; a dimension is a size, or the name of a size known at run time."""
 
     name: str
     dtype: DType
     shape: tuple[int | str, ...]
+
+    def __post_init__(self) -> None:
+        sizes = [size for size in self.shape if isinstance(size, int)]
+        if min(sizes, default=1) < 1 or math.prod(sizes) > MAX_FIXED_SIZE:
+            raise ValueError(
+                f"{self.name} has shape {list(self.shape)}; sizes are at least 1, and their "
+                f"product at most {MAX_FIXED_SIZE}"
+            )
 
 
 _Contract = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]

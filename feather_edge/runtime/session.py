@@ -36,7 +36,7 @@ from feather_edge.runtime.result import Result, Token
 from feather_edge.runtime.sampling import Sampler, Sampling
 from feather_edge.runtime.spans import place_spans, prompt_layout
 from feather_edge.runtime.timing import Stopwatch
-from feather_edge.runtime.vision import VisionEncoder
+from feather_edge.runtime.vision import VisionEncoder, require_rows
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -263,6 +263,7 @@ class Session:
         # 3. Splice them into the prompt's embeddings; 4. run the segments, pruning in between.
         with self._turn(), watch.stage("prefill"):
             embeds = self._embeddings[encoded.prompt_ids]  # [S, D]
+            require_rows(features, np.count_nonzero(encoded.is_image))
             embeds[encoded.is_image] = features
             planes = np.zeros((len(deep), *embeds.shape), embeds.dtype)
             for plane, values in zip(planes, deep, strict=True):

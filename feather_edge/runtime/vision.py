@@ -124,3 +124,18 @@ def _digest(arrays: Mapping[str, NDArray[Any]]) -> bytes:
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.view(np.uint8).data)
     return digest.digest()
+
+
+def require_rows(features: NDArray[Any], num_placeholders: int) -> None:
+    """Refuse features [V, D] that do not fill the placeholders of a prompt.
+
+    A fake's single row stands for all of them.
+
+    Raises:
+        BundleError: naming both counts.
+    """
+    if len(features) not in {1, num_placeholders}:
+        raise BundleError(
+            f"the vision encoder gives {len(features)} visual tokens and the prompt has room for "
+            f"{num_placeholders}; the manifest does not fit its graph, export the bundle again"
+        )

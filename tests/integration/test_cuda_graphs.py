@@ -155,7 +155,9 @@ def test_what_cannot_be_captured_runs_as_before_and_says_so(
     ask = ["run", str(bundle.path), "--image", str(tmp_path / "a.png"), "--prompt", "hi"]
     result = CliRunner().invoke(main, [*ask, "--max-new-tokens", "6", "--backend", "tensorrt"])
     assert result.exit_code == 0, result.output
-    assert result.stderr.splitlines() == [f"note: {note}" for note in expected]
+    verification, *notes = result.stderr.splitlines()
+    assert verification.startswith("not verified: run: feather-edge verify")
+    assert notes == [f"note: {note}" for note in expected]
 
 
 @pytest.mark.usefixtures("trt")

@@ -100,7 +100,9 @@ def test_a_picture_of_the_others_size_changes_nothing(pair: Pair) -> None:
     image = pair.session.bundle.manifest.image
 
     alone, together = (
-        pair.session._encode_images(image.prepare([load_image(each) for each in images]))
+        pair.session._vision(
+            pair.session._graphs.vision(), image.prepare([load_image(each) for each in images])
+        )
         for images in ([first], [first, second])
     )
 
