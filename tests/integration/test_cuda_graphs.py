@@ -256,7 +256,7 @@ def test_verify_replays_recorded_caches_in_place(bundle: Bundle) -> None:
     command = ["verify", str(bundle.path), "--backend", "tensorrt", "--json"]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout)
+    (report,) = json.loads(result.stdout)["reports"]
     assert report["reference"] == "onnxruntime with opset 23"
     phases = {t["phase"] for t in report["tensors"] if t["tensor"] == "present.0.key"}
     assert phases == {"prefill", "decode"}

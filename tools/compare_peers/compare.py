@@ -1,6 +1,6 @@
 """Measure feather-edge beside transformers, OpenVINO GenAI, onnxruntime-genai and llama.cpp.
 
-Usage: python tools/compare_peers/compare.py OUT [--models NAME ...] [--peers NAME ...]
+Usage: python tools/compare_peers/compare.py OUT [--models NAME ...] [--rows ROW ...]
 
 Makes random checkpoints and, for every peer, a virtual environment of pinned packages; prepares
 the checkpoints as each peer wants them; asks everyone the same questions, each alone, and compares
@@ -78,7 +78,12 @@ class Arena:
         self.modules = {
             peer: importlib.import_module(f"compare_peers.peers.{peer}") for peer in options.peers
         }
-        self.rows = [row for module in self.modules.values() for row in module.ROWS]
+        self.rows = [
+            row
+            for module in self.modules.values()
+            for row in module.ROWS
+            if options.rows is None or row.name in options.rows
+        ]
         self._commands: dict[Row, list[str]] = {}
 
     def prepare(self) -> None:
@@ -89,7 +94,8 @@ class Arena:
             write_checkpoint(MODELS[self.name], self.checkpoint, text)
         for peer, module in self.modules.items():
             for row in module.ROWS:
-                self._prepare_row(peer, module, row)
+                if row in self.rows:
+                    self._prepare_row(peer, module, row)
 
     def check(self) -> None:
         """Ask every variant alone; those that fail, or take too long, are left out."""
@@ -219,6 +225,7 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("out", type=lambda text: Path(text).resolve())
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="as reports name them; all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=16, help="of each answer")
     parser.add_argument("--threads", type=int, default=2)
