@@ -263,7 +263,7 @@ class Session:
         # 3. Splice them into the prompt's embeddings; 4. run the segments, pruning in between.
         with self._turn(), watch.stage("prefill"):
             embeds = self._embeddings[encoded.prompt_ids]  # [S, D]
-            require_rows(features, np.count_nonzero(encoded.is_image))
+            require_rows(features, int(encoded.is_image.sum()))
             embeds[encoded.is_image] = features
             planes = np.zeros((len(deep), *embeds.shape), embeds.dtype)
             for plane, values in zip(planes, deep, strict=True):
