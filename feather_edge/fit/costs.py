@@ -134,6 +134,7 @@ def _graphs(
 ) -> list[_Graph]:
     graphs = []
     rows = limits.max_rows if on_gpu else limits.opt_rows
+    num_new = limits.capacity[0] - limits.max_rows[0]  # the answer's, in every segment
     for number, spec in enumerate(sizes.graphs):
         index = number - 1  # of the segment
         if spec.name == VISION_ENCODER:
@@ -147,7 +148,6 @@ def _graphs(
             dims = {"kept": kept, "sequence": num_rows, "past_sequence": 0}
             dims |= {"total_sequence": num_rows, "batch": limits.batch}
         found = activations(sizes.models[spec.name], dims)
-        num_new = limits.capacity[index] - limits.max_rows[index]
         graphs.append(
             _Graph(
                 spec=spec,

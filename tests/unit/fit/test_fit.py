@@ -100,7 +100,7 @@ def test_more_tokens_never_take_less(
         for given in (sizes, grown)
     )
     for stage, peak in peaks(before).items():
-        assert peaks(after)[stage] >= peak - 0.1  # given to a tenth
+        assert peaks(after)[stage] >= peak
 
 
 def test_narrower_weights_never_take_more(config_only: Path) -> None:
