@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-import feather_edge
 from feather_edge.evaluate.records import read_records
 from feather_edge.recipes import ExportRecipe
 from feather_edge.runtime.session import Session
@@ -23,15 +22,15 @@ if TYPE_CHECKING:
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-ROOT = Path(feather_edge.__file__).parents[1]
+SCENE_VLM = Path(__file__).parents[3] / "tools" / "scene_vlm"
 PLACES = {"feather": (1, 2), "layer-3": (1,), "feather-int8": (1, 2)}
 
 
 @pytest.fixture(autouse=True)
 def _tools_on_path() -> Iterator[None]:
-    sys.path.insert(0, str(ROOT / "tools" / "scene_vlm"))
+    sys.path.insert(0, str(SCENE_VLM))
     yield
-    sys.path.remove(str(ROOT / "tools" / "scene_vlm"))
+    sys.path.remove(str(SCENE_VLM))
 
 
 @pytest.fixture
