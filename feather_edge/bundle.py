@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from feather_edge import strict_json
-from feather_edge.errors import BundleError, FeatherEdgeError
+from feather_edge.errors import BundleError
 from feather_edge.graphs import (
     DECODER,
     EMBED_TOKENS_FILE,
@@ -242,24 +242,15 @@ def write_manifest(folder: Path, manifest: BundleManifest) -> None:
     }
     complete = msgspec.structs.replace(manifest, files=files)
     complete = msgspec.structs.replace(complete, sha256=manifest_sha256(complete))
-    text = msgspec.json.format(msgspec.json.encode(complete), indent=2)
-    (folder / MANIFEST_FILE).write_bytes(text + b"\n")
+    (folder / MANIFEST_FILE).write_bytes(strict_json.dumps(complete))
 
 
 def _decode(file: Path) -> BundleManifest:
     try:
-        document = strict_json.read(file, max_bytes=MAX_MANIFEST_BYTES)
-    except (OSError, strict_json.StrictJSONError) as error:
-        raise BundleError(f"{file} is not a valid manifest: {error}; export it again") from error
-    version = document.get("format_version") if isinstance(document, dict) else None
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise BundleError(
-            f"{file} has format version {version!r}; this feather-edge reads version "
-            f"{FORMAT_VERSION}, so export the bundle again"
+        manifest = strict_json.read_record(
+            file, BundleManifest, max_bytes=MAX_MANIFEST_BYTES, format_version=FORMAT_VERSION
         )
-    try:
-        manifest = msgspec.convert(document, BundleManifest)
-    except (msgspec.ValidationError, FeatherEdgeError) as error:
+    except strict_json.StrictJSONError as error:
         raise BundleError(f"{file} is not a valid manifest: {error}; export it again") from error
     if manifest.sha256 != manifest_sha256(manifest):
         raise BundleError(

@@ -168,9 +168,8 @@ def read_record(bundle: Path, target: str, graph: str) -> EngineRecord:
     if not engine.is_file() or not file.is_file():
         raise BackendError(f"{bundle} has no engine of {graph} for target {target}; {remedy}")
     try:
-        document = strict_json.read(file, max_bytes=MAX_RECORD_BYTES)
-        record = msgspec.convert(document, EngineRecord)
-    except (OSError, strict_json.StrictJSONError, msgspec.MsgspecError) as error:
+        record = strict_json.read_record(file, EngineRecord, max_bytes=MAX_RECORD_BYTES)
+    except strict_json.StrictJSONError as error:
         raise BackendError(f"{file} is no valid record: {error}; {remedy} -f") from error
     size = engine.stat().st_size
     if size != record.num_bytes:

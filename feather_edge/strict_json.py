@@ -1,20 +1,26 @@
-"""JSON from files that nobody vouches for: what the standard reader lets pass is an error here.
+"""JSON files: one way to write a record, and one to read what nobody vouches for.
 
-Repeated keys, numbers that are not finite or too large to count anything, documents that are too
-large or nested too deep. Messages are one line and say what is wrong, not where to look next;
-callers add the file and the way out.
+What the standard reader lets pass is an error here: repeated keys, numbers that are not finite or
+too large to count anything, documents that are too large or nested too deep. Messages are one line
+and say what is wrong, not where to look next; callers add the file and the way out.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from feather_edge.errors import FeatherEdgeError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["MAX_DOCUMENT_BYTES", "StrictJSONError", "loads", "read"]
+__all__ = ["MAX_DOCUMENT_BYTES", "StrictJSONError", "dumps", "loads", "read", "read_record"]
+
+Record = TypeVar("Record", bound=msgspec.Struct)
 
 MAX_DOCUMENT_BYTES = 2**27
 """Far above any tokenizer there is, far below what fills a small device's memory."""
@@ -38,6 +44,43 @@ def read(path: Path, *, max_bytes: int = MAX_DOCUMENT_BYTES) -> Any:
     if size > max_bytes:
         raise StrictJSONError(f"it has {size} bytes; at most {max_bytes} are read")
     return loads(path.read_bytes())
+
+
+def read_record(
+    path: Path, kind: type[Record], *, max_bytes: int, format_version: int | None = None
+) -> Record:
+    """Return the record in a file.
+
+    Args:
+        path: of the file.
+        kind: of the record.
+        max_bytes: that are read.
+        format_version: that the record's key of this name must have; None where it has no such
+            key. It is looked at first: what a later version adds is no unknown key.
+
+    Raises:
+        StrictJSONError: if the file cannot be read, or holds no such record.
+    """
+    try:
+        document = read(path, max_bytes=max_bytes)
+    except OSError as error:
+        raise StrictJSONError(f"it cannot be read: {error.strerror or error}") from error
+    if format_version is not None:
+        found = document.get("format_version") if isinstance(document, dict) else None
+        if type(found) is not int or found != format_version:
+            raise StrictJSONError(
+                f"it has format version {found!r}; this feather-edge reads version "
+                f"{format_version}"
+            )
+    try:
+        return msgspec.convert(document, kind)
+    except (msgspec.ValidationError, FeatherEdgeError) as error:
+        raise StrictJSONError(str(error)) from error
+
+
+def dumps(record: msgspec.Struct) -> bytes:
+    """Return a record as people like to read it: indented, with a newline at the end."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
 
 
 def loads(data: bytes) -> Any:

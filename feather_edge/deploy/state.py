@@ -177,17 +177,12 @@ def _read(file: Path, kind: type[_Document]) -> _Document | None:
         return None
     remedy = f"remove {file.parent} and deploy again"
     try:
-        document = strict_json.read(file, max_bytes=MAX_BYTES)
-        version = document.get("format_version") if isinstance(document, dict) else None
-        if type(version) is not int or version != FORMAT_VERSION:
-            raise BundleError(
-                f"{file} has format version {version!r}; this feather-edge reads version "
-                f"{FORMAT_VERSION}, so {remedy}"
-            )
-        return msgspec.convert(document, kind)
-    except (OSError, strict_json.StrictJSONError, msgspec.ValidationError) as error:
-        raise BundleError(f"{file} cannot be read: {error}; {remedy}") from error
+        return strict_json.read_record(
+            file, kind, max_bytes=MAX_BYTES, format_version=FORMAT_VERSION
+        )
+    except strict_json.StrictJSONError as error:
+        raise BundleError(f"{file} is no valid record: {error}; {remedy}") from error
 
 
 def _write(file: Path, document: msgspec.Struct) -> None:
-    write_whole(file, msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+    write_whole(file, strict_json.dumps(document))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from feather_edge import strict_json
 from feather_edge.engine_record import EngineRecord
 
 if TYPE_CHECKING:
@@ -36,10 +37,9 @@ def is_up_to_date(engine: Path, wanted: EngineRecord) -> bool:
 
 def publish(partial: Path, engine: Path, record: EngineRecord) -> None:
     """Put an engine and its record in place; at no time does a record describe another engine."""
-    text = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
     file = engine.with_suffix(".json")
     staged = partial.with_suffix(".record")
-    staged.write_bytes(text)
+    staged.write_bytes(strict_json.dumps(record))
     file.unlink(missing_ok=True)
     partial.replace(engine)
     staged.replace(file)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from feather_edge import strict_json
 from feather_edge.errors import RequestError
 
 if TYPE_CHECKING:
@@ -103,8 +104,7 @@ class RecordFile:
         elif self._path.exists():
             _require_same(stated, conditions)
         self.records: dict[Trial, Record] = {r.trial: r for r in read_records(folder)}
-        text = msgspec.json.format(msgspec.json.encode(conditions), indent=2)
-        stated.write_bytes(text + b"\n")
+        stated.write_bytes(strict_json.dumps(conditions))
         self._stream = self._path.open("ab")
 
     def __enter__(self) -> Self:

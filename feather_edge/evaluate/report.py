@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
+from feather_edge import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,8 +53,7 @@ def table_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
 
 def write_report(evaluation: Evaluation, output: Path, *, plots: Sequence[Path] = ()) -> None:
     """Write ``summary.json`` and ``report.md``; the latter shows ``plots``."""
-    text = msgspec.json.format(msgspec.json.encode(evaluation), indent=2)
-    (output / "summary.json").write_bytes(text + b"\n")
+    (output / "summary.json").write_bytes(strict_json.dumps(evaluation))
     stated = evaluation.conditions
     lines = [
         f"# {evaluation.task} on {stated.bundle_source}",

@@ -14,6 +14,7 @@ from feather_edge import strict_json
 from feather_edge.errors import BackendError
 from feather_edge.locking import exclusive
 from feather_edge.runtime.fingerprint import Fingerprint
+from feather_edge.staging import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,16 +83,16 @@ def choose_backend(folder: Path, here: Callable[[str], Fingerprint]) -> tuple[st
         return DEFAULT, None
     again = "measure again with: "
     try:
-        table = msgspec.convert(strict_json.read(file, max_bytes=MAX_BYTES), BackendTable)
-    except (strict_json.StrictJSONError, msgspec.MsgspecError) as error:
+        table = strict_json.read_record(
+            file, BackendTable, max_bytes=MAX_BYTES, format_version=FORMAT_VERSION
+        )
+    except strict_json.StrictJSONError as error:
         return DEFAULT, (
             f"backend {DEFAULT}, since {file} is no table of backends: {error}; {again}"
             f"feather-edge tune {folder} --budget-ttft-ms MS"
         )
-    if table.format_version != FORMAT_VERSION or not table.times:
-        return DEFAULT, (
-            f"backend {DEFAULT}, since {file} is of another version; {again}{table.command}"
-        )
+    if not table.times:
+        return DEFAULT, f"backend {DEFAULT}, since {file} has no times; {again}{table.command}"
     try:
         difference = table.times[0].fingerprint.difference(here(table.best))
     except BackendError as error:
@@ -111,10 +112,6 @@ def write_backend_table(folder: Path, table: BackendTable) -> Path:
         BundleError: if another process writes the bundle.
     """
     file = folder / FILE
-    partial = file.with_suffix(".partial")
-    text = msgspec.json.format(msgspec.json.encode(table), indent=2)
     with exclusive(folder):
-        file.parent.mkdir(exist_ok=True)
-        partial.write_bytes(text + b"\n")
-        partial.replace(file)
+        write_whole(file, strict_json.dumps(table))
     return file

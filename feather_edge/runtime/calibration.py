@@ -197,14 +197,15 @@ def read_calibration(folder: Path, here: Fingerprint) -> Calibration:
             f"{backend}; measure with: {command}"
         )
     try:
-        document = strict_json.read(file, max_bytes=MAX_BYTES)
-        found = msgspec.convert(document, Calibration)
-    except (strict_json.StrictJSONError, msgspec.MsgspecError, RequestError) as error:
+        found = strict_json.read_record(
+            file, Calibration, max_bytes=MAX_BYTES, format_version=FORMAT_VERSION
+        )
+    except strict_json.StrictJSONError as error:
         raise RequestError(
             f"{file} is no calibration: {error}; measure with: {command}"
         ) from error
-    if found.format_version != FORMAT_VERSION or not found.rungs:
-        raise RequestError(f"{file} is of another version; measure with: {command}")
+    if not found.rungs:
+        raise RequestError(f"{file} is no calibration: it has no rungs; measure with: {command}")
     difference = found.fingerprint.difference(here)
     if difference is not None:
         raise RequestError(
@@ -221,7 +222,6 @@ def write_calibration(folder: Path, calibration: Calibration) -> Path:
         BundleError: if another process writes the bundle.
     """
     file = folder / calibration.fingerprint.file
-    text = msgspec.json.format(msgspec.json.encode(calibration), indent=2)
     with exclusive(folder):
-        write_whole(file, text + b"\n")
+        write_whole(file, strict_json.dumps(calibration))
     return file

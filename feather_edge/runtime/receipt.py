@@ -187,18 +187,10 @@ def read_receipt(bundle: Bundle) -> Receipt | None:
     if not file.exists():
         return None
     try:
-        document = strict_json.read(file, max_bytes=MAX_BYTES)
-    except (OSError, strict_json.StrictJSONError) as error:
-        raise BundleError(f"{file} is no valid receipt: {error}; {remedy}") from error
-    version = document.get("format_version") if isinstance(document, dict) else None
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise BundleError(
-            f"{file} has format version {version!r}; this feather-edge reads version "
-            f"{FORMAT_VERSION}; {remedy}"
+        return strict_json.read_record(
+            file, Receipt, max_bytes=MAX_BYTES, format_version=FORMAT_VERSION
         )
-    try:
-        return msgspec.convert(document, Receipt)
-    except msgspec.ValidationError as error:
+    except strict_json.StrictJSONError as error:
         raise BundleError(f"{file} is no valid receipt: {error}; {remedy}") from error
 
 
@@ -223,9 +215,8 @@ def write_receipt(bundle: Bundle, *verdicts: Verdict) -> Path:
         }
         kept |= {verdict.key: verdict for verdict in verdicts}
         receipt = Receipt(format_version=FORMAT_VERSION, verdicts=tuple(kept.values()))
-        text = msgspec.json.format(msgspec.json.encode(receipt), indent=2)
         try:
-            write_whole(file, text + b"\n")
+            write_whole(file, strict_json.dumps(receipt))
         except OSError as error:
             raise BundleError(f"cannot write {file}: {error.strerror or error}") from error
     return file

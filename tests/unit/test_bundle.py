@@ -70,7 +70,7 @@ def test_file_of_another_size(folder: Path, size: int) -> None:
 def test_other_format_version(folder: Path, version: object) -> None:
     edit_manifest(folder, lambda m: m.update(format_version=version))
 
-    refuses(folder, f"format version {version!r}; this feather-edge reads version 1, so export")
+    refuses(folder, f"format version {version!r}; this feather-edge reads version 1; export")
 
 
 @pytest.mark.parametrize(

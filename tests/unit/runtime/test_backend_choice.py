@@ -133,7 +133,8 @@ def test_a_damaged_table_is_told(bundle: Bundle, text: str) -> None:
 def test_another_version_is_told(bundle: Bundle) -> None:
     newer = msgspec.structs.replace(measured(bundle), format_version=FORMAT_VERSION + 1)
     write_backend_table(bundle.path, newer)
-    assert "is of another version; measure again with: " in create_backend("auto", bundle).notes[0]
+    (note,) = create_backend("auto", bundle).notes
+    assert "has format version 2; this feather-edge reads version 1; measure again with: " in note
 
 
 def test_backends_are_measured_against_one_another(bundle: Bundle) -> None:

@@ -172,12 +172,17 @@ def test_a_damaged_table(bundle: Bundle, data: bytes, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"format_version": 2}, {"rungs": ()}], ids=["another version", "no rungs"]
+    ("change", "text"),
+    [
+        ({"format_version": 2}, "has format version 2; this feather-edge reads version 1"),
+        ({"rungs": ()}, "has no rungs"),
+    ],
+    ids=["another version", "no rungs"],
 )
-def test_a_table_of_another_version(bundle: Bundle, change: dict[str, object]) -> None:
+def test_a_table_of_another_version(bundle: Bundle, change: dict[str, object], text: str) -> None:
     found = msgspec.structs.replace(calibration(bundle), **change)
     write_calibration(bundle.path, found)
-    with pytest.raises(RequestError, match="is of another version; measure with: feather-edge"):
+    with pytest.raises(RequestError, match=f"{text}; measure with: feather-edge"):
         read_calibration(bundle.path, found.fingerprint)
 
 
