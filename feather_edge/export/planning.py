@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,23 +16,20 @@ import onnx_ir as ir
 from feather_edge.checkpoint.reader import Checkpoint
 from feather_edge.errors import CheckpointError
 from feather_edge.export.builder import GraphBuilder
+from feather_edge.export.description import describe
 from feather_edge.export.dialects import DIALECTS
 from feather_edge.export.embeddings import EMBEDDINGS, HEAD, embeddings_dtype, is_shared
 from feather_edge.export.families import read_family
-from feather_edge.export.pipeline import decoder_shape, describe, read_opsets, read_schedule
+from feather_edge.export.layout import graph_parts, read_opsets, read_schedule
 from feather_edge.export.precision import bundle_precision
-from feather_edge.export.segment import write_segment
-from feather_edge.graphs import decoder_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     import onnx
 
     from feather_edge.export.families import FamilyModel
-    from feather_edge.export.precision import BundlePrecision, GraphPrecision
-    from feather_edge.graphs import GraphSpec
+    from feather_edge.export.precision import BundlePrecision
     from feather_edge.manifest import BundleManifest
     from feather_edge.pruning.schedule import PruningSchedule
     from feather_edge.recipes import ExportRecipe
@@ -94,18 +90,17 @@ def plan_export(
     schedule, opsets = read_schedule(recipe, model), read_opsets(recipe)
     types = precision or bundle_precision(recipe, source.packed)
     specs, models = [], {}
-    for spec, compose, part in _graphs(model, schedule, opsets, types):
-        form = spec.main_form
+    for part in graph_parts(model, schedule, opsets, types, folder=None):
+        form = part.spec.main_form
         builder = GraphBuilder(
-            spec.of(form),
+            part.spec.of(form),
             model.weights,
-            precision=part,
+            precision=part.precision,
             dialect=DIALECTS[form.opset],
             is_plan=True,
         )
-        composed = compose(builder)
-        specs.append(spec)
-        models[spec.name] = composed
+        specs.append(part.spec)
+        models[part.spec.name] = part.compose(builder)
     calibration = None
     if precision is None and types.needs_calibration:
         calibration = plan_export(checkpoint, recipe, precision=types.probing())
@@ -137,26 +132,6 @@ def skeleton(model: ir.Model) -> onnx.ModelProto:
                 name=str(value.name),
             )
     return ir.to_proto(model)
-
-
-def _graphs(
-    model: FamilyModel, schedule: PruningSchedule, opsets: tuple[int, ...], types: BundlePrecision
-) -> list[tuple[GraphSpec, Callable[[GraphBuilder], ir.Model], GraphPrecision]]:
-    vision = model.vision_spec(types.vision.dtype, opsets)
-    graphs = [(vision, model.write_vision_encoder, types.vision)]
-    for index, segment in enumerate(schedule.segments):
-        spec = decoder_spec(
-            index,
-            segment.layers,
-            decoder_shape(model.text),
-            is_last=segment == schedule.segments[-1],
-            dtype=types.decoder.dtype,
-            opsets=opsets,
-            num_planes=model.num_planes,
-        )
-        compose = partial(write_segment, segment=segment, model=model, folder=None)
-        graphs.append((spec, compose, types.decoder))
-    return graphs
 
 
 def _embeddings(model: FamilyModel, types: BundlePrecision) -> tuple[int, int]:

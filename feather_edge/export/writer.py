@@ -10,12 +10,11 @@ from feather_edge.export.builder import GraphBuilder, save
 from feather_edge.export.dialects import DIALECTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     import onnx_ir as ir
 
-    from feather_edge.export.precision import GraphPrecision
+    from feather_edge.export.layout import GraphPart
     from feather_edge.export.weights import Weights
     from feather_edge.graphs import GraphSpec
 
@@ -36,23 +35,18 @@ class GraphWriter:
     weights: Weights
     on_progress: Progress | None
 
-    def write(
-        self,
-        spec: GraphSpec,
-        compose: Callable[[GraphBuilder], ir.Model],
-        *,
-        precision: GraphPrecision,
-    ) -> GraphSpec:
+    def write(self, part: GraphPart) -> GraphSpec:
         """Compose the graph in each form of its contract and write it; returns the contract.
 
         Each form is held against what its TensorRT reads before anything is written.
         """
+        spec, precision = part.spec, part.precision
         models = {}
         for form in spec.forms:
             builder = GraphBuilder(
                 spec.of(form), self.weights, precision=precision, dialect=DIALECTS[form.opset]
             )
-            model = compose(builder)
+            model = part.compose(builder)
             if not precision.is_dynamic:  # no TensorRT reads that
                 check_portable(model, name=spec.name, opset=form.opset)
             models[self.folder / form.file] = model
