@@ -14,27 +14,22 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-import numpy as np
-
 from feather_edge.engine_record import check_graph, engine_targets, read_record
 from feather_edge.errors import BackendError, RequestError
-from feather_edge.evaluate.cache_forms import as_grown_outputs, as_taken_by
 from feather_edge.evaluate.checkpoint_parity import (
     answers_of_checkpoint,
     compare_with_checkpoint,
 )
 from feather_edge.evaluate.grid_check import grid_failure
-from feather_edge.evaluate.parity import compare, count_equal, is_top_k, overlap
+from feather_edge.evaluate.parity import count_equal, overlap
 from feather_edge.evaluate.parity_report import (
     AnswerReport,
     ChainReport,
-    KeptReport,
-    TensorReport,
     VerifyReport,
     worst_samples,
 )
-from feather_edge.evaluate.recording import GraphRun, Recorder
+from feather_edge.evaluate.recording import Recorder
+from feather_edge.evaluate.replay import replay
 from feather_edge.graphs import IN_PLACE_OPSET, VISION_ENCODER
 from feather_edge.platform_facts import installed
 from feather_edge.recipes.precision import is_dynamic, lowest_cosine
@@ -45,22 +40,19 @@ from feather_edge.runtime.session import Session
 from feather_edge.samples import shipped_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from feather_edge.bundle import Bundle
     from feather_edge.graphs import GraphSpec
     from feather_edge.recipes import ExportRecipe
-    from feather_edge.runtime.backends import Backend, Graph
+    from feather_edge.runtime.backends import Graph
     from feather_edge.runtime.result import Result
     from feather_edge.samples import Sample
 
 __all__ = ["verify", "verify_chain", "verify_checkpoint"]
 
 MAX_NEW_TOKENS = 16
-KEPT_ROWS = ("kept_hidden_states", "kept_cos", "kept_sin")
 
 
 def verify_chain(
@@ -216,7 +208,7 @@ def verify(
     else:
         tested = _FormBackend(bundle, opset, layers=layers)
         name = f"{backend} with opset {opset}"
-    tensors, kept = _replay(recorder.runs, bundle, tested)
+    tensors, kept = replay(recorder.runs, bundle, tested)
     with Session(bundle, tested) as session:
         answers = tuple(
             _compare_answers(sample.name, _answer(session, sample), answer, recipe)
@@ -333,62 +325,6 @@ def _answer(
         return session.generate(sample.image, sample.prompt, max_new_tokens=limit)
     except BackendError as error:
         return error.with_traceback(None)
-
-
-def _replay(
-    runs: Sequence[GraphRun], bundle: Bundle, backend: Backend
-) -> tuple[list[TensorReport], list[KeptReport]]:
-    """Run every graph again on the inputs of the reference; graph by graph, runs in order."""
-    graphs = {
-        spec.name: backend.open(bundle.path / spec.file, spec)
-        for spec in (bundle.vision_encoder, *bundle.decoders)
-    }
-    tensors: list[TensorReport] = []
-    kept: list[KeptReport] = []
-    for run in runs:
-        graph = graphs[run.spec.name]
-        taken, num_total = as_taken_by(graph, run.inputs)
-        outputs = graph.run({name: backend.upload(values) for name, values in taken.items()})
-        found = as_grown_outputs(
-            graph,
-            {name: backend.download(tensor) for name, tensor in outputs.items()},
-            num_total=num_total,
-        )
-        if "kept_indices" in found:
-            report = _compare_kept(run, found)
-            kept += [report] if run.phase == "prefill" else []
-        tensors += _compare_tensors(run, found)
-    return tensors, kept
-
-
-def _compare_kept(run: GraphRun, found: dict[str, NDArray[Any]]) -> KeptReport:
-    kept = found["kept_indices"][0]
-    return KeptReport(
-        graph=run.spec.name,
-        sample=run.sample,
-        overlap=overlap(kept, run.outputs["kept_indices"][0]),
-        is_top_k=is_top_k(kept, found["scores"][0], run.inputs["prune_priority"][0]),
-    )
-
-
-def _compare_tensors(run: GraphRun, found: dict[str, NDArray[Any]]) -> Iterator[TensorReport]:
-    """Compare all outputs of a run; of rows that were kept, those that both kept."""
-    for name, reference in run.outputs.items():
-        values = found[name]
-        if name == "kept_indices":
-            continue
-        if name in KEPT_ROWS:
-            _, here, there = np.intersect1d(
-                found["kept_indices"][0], run.outputs["kept_indices"][0], return_indices=True
-            )
-            values, reference = values[:, here], reference[:, there]  # noqa: PLW2901
-        yield TensorReport(
-            graph=run.spec.name,
-            phase=run.phase,
-            tensor=name,
-            sample=run.sample,
-            **msgspec.structs.asdict(compare(values, reference)),
-        )
 
 
 def _compare_answers(

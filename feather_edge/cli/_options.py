@@ -15,7 +15,7 @@ from feather_edge.recipes import CriterionName, PreCriterionName, SelectionName
 from feather_edge.runtime.backend_names import BACKEND_NAMES, GRAPH_BACKENDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from feather_edge.bundle import Bundle
 
@@ -35,6 +35,7 @@ __all__ = [
     "json_option",
     "only_given",
     "pruning_options",
+    "refuse_typed",
     "region_options",
     "require_stages",
     "sampling_options",
@@ -312,6 +313,23 @@ def is_typed(ctx: click.Context, name: str) -> bool:
         ParameterSource.COMMANDLINE,
         ParameterSource.ENVIRONMENT,
     }
+
+
+def refuse_typed(ctx: click.Context, names: Iterable[str], *, why: str) -> None:
+    """Refuse parameters that were given in vain: who typed them expects something of them.
+
+    Args:
+        ctx: of the command.
+        names: of its parameters.
+        why: goes on after "has no effect".
+
+    Raises:
+        UsageError: naming the first option that was given.
+    """
+    flags = {param.name: param.opts[0] for param in ctx.command.params}
+    for name in names:
+        if is_typed(ctx, name):
+            raise click.UsageError(f"{flags[name]} has no effect {why}")
 
 
 def require_stages(bundle: Bundle, stages: tuple[int, ...] | None) -> None:

@@ -14,9 +14,11 @@ from feather_edge.cli._tables import mebibytes, print_table
 if TYPE_CHECKING:
     from feather_edge.evaluate.precision_report import PrecisionReport
 
-__all__ = ["precision_report_options", "run_precision_report"]
+__all__ = ["REPORT_OPTIONS", "precision_report_options", "run_precision_report"]
 
 DEFAULT_LIMIT = 100
+REPORT_OPTIONS = ("reference", "task", "limit", "text")
+"""Parameters that ``precision_report_options`` adds."""
 
 precision_report_options = all_of(
     click.option(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from feather_edge.cli._options import TASK_OPTIONS, all_of, is_typed
+from feather_edge.cli._options import TASK_OPTIONS, all_of, refuse_typed
 from feather_edge.cli._parsers import parse_methods, parse_ratios
 
 if TYPE_CHECKING:
@@ -64,11 +64,9 @@ def requirement_of(ctx: click.Context, options: dict[str, Any]) -> Requirement |
     task = {name: options.pop(name) for name in ("task", *TASK_OPTIONS)}
     of, box_format = options.pop("accuracy_of"), options.pop("box_format")
     min_accuracy = options.pop("min_accuracy")
-    typed = [n for n in (*task, "accuracy_of", "box_format", "output") if is_typed(ctx, n)]
-    if min_accuracy is None and typed:
-        option = f"--{typed[0].replace('_', '-')}"
-        raise click.UsageError(f"{option} has no effect without --min-accuracy")
     if min_accuracy is None:
+        names = (*task, "accuracy_of", "box_format", "output")
+        refuse_typed(ctx, names, why="without --min-accuracy")
         return None
     development, test = load_halves(**task, of=of)
     return Requirement(

@@ -8,9 +8,13 @@ from typing import Any
 import click
 
 from feather_edge.cli._file_check import check_files
-from feather_edge.cli._options import BACKENDS, engine_run_options, json_option
+from feather_edge.cli._options import BACKENDS, engine_run_options, json_option, refuse_typed
 from feather_edge.cli._parity_tables import verify_backends
-from feather_edge.cli._precision_report import precision_report_options, run_precision_report
+from feather_edge.cli._precision_report import (
+    REPORT_OPTIONS,
+    precision_report_options,
+    run_precision_report,
+)
 
 
 @click.command(
@@ -76,24 +80,21 @@ from feather_edge.cli._precision_report import precision_report_options, run_pre
 )
 @precision_report_options
 @json_option
-def command(
-    *,
-    bundle: Path,
-    files: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
+@click.pass_context
+def command(ctx: click.Context, /, bundle: Path, *, as_json: bool, **options: Any) -> None:
     """Compare a bundle with its checkpoint, backends, or hashes.
 
     Every graph gets the inputs that it gets in ONNX Runtime; then both answer on their own.
     Prints how far outputs are apart, which kept rows and answers agree, and ends with status 1
     where they do not. Reads BUNDLE and writes verify.json into it.
     """
-    if files:
+    of_report = {name: options.pop(name) for name in REPORT_OPTIONS}
+    if options.pop("files"):
+        refuse_typed(ctx, (*options, *of_report), why="on --files")
         check_files(bundle, as_json=as_json)
-        return
-    report_options = {name: options.pop(name) for name in ("reference", "task", "limit", "text")}
-    if report_options["reference"] is not None:
-        run_precision_report(bundle, as_json=as_json, **report_options)
-        return
-    verify_backends(bundle, as_json=as_json, **options)
+    elif of_report["reference"] is not None:
+        refuse_typed(ctx, options, why="on --precision-report")
+        run_precision_report(bundle, as_json=as_json, **of_report)
+    else:
+        refuse_typed(ctx, of_report, why="without --precision-report")
+        verify_backends(bundle, as_json=as_json, **options)
