@@ -326,7 +326,7 @@ def refuse_typed(ctx: click.Context, names: Iterable[str], *, why: str) -> None:
     Raises:
         UsageError: naming the first option that was given.
     """
-    flags = {param.name: param.opts[0] for param in ctx.command.params}
+    flags = {param.name: max(param.opts, key=len) for param in ctx.command.params}
     for name in names:
         if is_typed(ctx, name):
             raise click.UsageError(f"{flags[name]} has no effect {why}")

@@ -146,18 +146,57 @@ def _plan(
 ) -> EnginePlan:
     import onnx
 
-    folder = engine_folder(bundle.path, target)
-    engine = engine_file(folder, spec.name)
-    unfinished = (folder / f".{spec.name}").absolute()
-    has_prune_op = any(tensor.name == "num_kept" for tensor in spec.inputs)
-    library = plugin if has_prune_op else None
-    device = environment.device
+    engine = engine_file(engine_folder(bundle.path, target), spec.name)
+    library = plugin if any(tensor.name == "num_kept" for tensor in spec.inputs) else None
+    job = _job(
+        bundle, spec, form, profiles,
+        recipe=recipe, environment=environment, engine=engine, library=library,
+    )  # fmt: skip
+    # What an engine is built for is a device's own, but for RTX, whose engines fit many.
+    device = None if recipe.backend == "tensorrt-rtx" else environment.device
+    record = EngineRecord(
+        record_version=RECORD_VERSION,
+        feather_edge_version=__version__,
+        target=target,
+        graph=spec.name,
+        opset=form.opset,
+        graph_sha256=graph_hash(bundle, spec, form),
+        precision=bundle.manifest.recipe.precision,
+        backend=recipe.backend,
+        tensorrt_version=environment.tensorrt_version,
+        cuda_version=None if device is None else device.cuda_version,
+        device_name=None if device is None else device.name,
+        compute_capabilities=(
+            job.compute_capabilities if device is None else (device.compute_capability,)
+        ),
+        profiles=profiles,
+        builder_optimization_level=job.builder_optimization_level,
+        pool_limits=job.pool_limits,
+        decomposable_attention=job.decomposable_attention,
+        plugin=None if library is None else library.name,
+        plugin_sha256=None if library is None else file_hash(library),
+    )
+    model = onnx.load(bundle.path / form.file, load_external_data=False)
+    memory = estimate(weight_bytes(model), spec, profiles)
+    return EnginePlan(engine=engine, job=job, record=record, memory=memory)
+
+
+def _job(
+    bundle: Bundle,
+    spec: GraphSpec,
+    form: GraphForm,
+    profiles: tuple[OptimizationProfile, ...],
+    *,
+    recipe: EngineRecipe,
+    environment: Environment,
+    engine: Path,
+    library: Path | None,
+) -> EngineJob:
+    """Return what the building process is to do; it writes beside the engine."""
+    unfinished = engine.with_name(f".{spec.name}").absolute()
     is_rtx = recipe.backend == "tensorrt-rtx"
-    precision = bundle.manifest.recipe.precision
-    cache = timing_cache_file(recipe, environment, precision=precision)
-    # No fused attention has float32.
-    decomposable = spec.inputs[0].dtype == "float32" and form.opset >= ATTENTION_OPSET
-    job = EngineJob(
+    cache = timing_cache_file(recipe, environment, precision=bundle.manifest.recipe.precision)
+    return EngineJob(
         graph=spec.name,
         backend=recipe.backend,
         model=str((bundle.path / form.file).absolute()),
@@ -171,32 +210,11 @@ def _plan(
         plugin=None if library is None else str(library.absolute()),
         strip_functions=library is not None and _function_wins(recipe, environment),
         fixed_dims=_fixed_dims(spec, profiles),
-        decomposable_attention=decomposable,
+        # No fused attention has float32.
+        decomposable_attention=(
+            spec.inputs[0].dtype == "float32" and form.opset >= ATTENTION_OPSET
+        ),
     )
-    built_for = (device.compute_capability,) if device and not is_rtx else ()
-    record = EngineRecord(
-        record_version=RECORD_VERSION,
-        feather_edge_version=__version__,
-        target=target,
-        graph=spec.name,
-        opset=form.opset,
-        graph_sha256=graph_hash(bundle, spec, form),
-        precision=precision,
-        backend=recipe.backend,
-        tensorrt_version=environment.tensorrt_version,
-        cuda_version=device.cuda_version if device and not is_rtx else None,
-        device_name=device.name if device and not is_rtx else None,
-        compute_capabilities=job.compute_capabilities or built_for,
-        profiles=profiles,
-        builder_optimization_level=job.builder_optimization_level,
-        pool_limits=job.pool_limits,
-        decomposable_attention=decomposable,
-        plugin=None if library is None else library.name,
-        plugin_sha256=None if library is None else file_hash(library),
-    )
-    model = onnx.load(bundle.path / form.file, load_external_data=False)
-    memory = estimate(weight_bytes(model), spec, profiles)
-    return EnginePlan(engine=engine, job=job, record=record, memory=memory)
 
 
 def _fixed_dims(spec: GraphSpec, profiles: tuple[OptimizationProfile, ...]) -> dict[str, int]:

@@ -93,6 +93,7 @@ def tune(
     methods = [own_method(bundles[0])] if methods is None else list(methods)
     ratios = sorted({1.0, *(keep_ratios or KEEP_RATIOS)}, reverse=True)
     _require_sense(bundles, methods, budget_ttft_ms, requirement)
+    repeats: dict[str, Any] = {"warmup": warmup, "repeat": repeat, "command": command}
     # 1. Which bundle, method and ratios keep enough.
     found: Search | None = None
     bundle, method, accuracy = bundles[0], methods[0], {}
@@ -113,25 +114,15 @@ def tune(
         accuracy = _accepted(found)
         ratios = list(accuracy)
     # 2. Which backend runs it fastest here.
-    backends: BackendTable | None = None
-    if backend == "auto":
-        backends = measure_backends(
-            bundle, requests, warmup=warmup, repeat=repeat, command=command
-        )
+    backends = measure_backends(bundle, requests, **repeats) if backend == "auto" else None
+    if backends is not None:
         write_backend_table(bundle.path, backends)
         backend = backends.best
     # 3. How long each of the ratios takes on it.
     rungs = ladder(bundle, method, ratios)
     with Session.open(bundle, backend=backend, target=target) as session:
         calibration = measure_ladder(
-            session,
-            rungs,
-            requests,
-            warmup=warmup,
-            repeat=repeat,
-            command=command,
-            accuracy=accuracy,
-            on_progress=on_progress,
+            session, rungs, requests, accuracy=accuracy, on_progress=on_progress, **repeats
         )
     file = write_calibration(bundle.path, calibration)
     # 4. What a budget leads to.
