@@ -135,6 +135,9 @@ def _graphs(
     graphs = []
     rows = limits.max_rows if on_gpu else limits.opt_rows
     num_new = limits.capacity[0] - limits.max_rows[0]  # the answer's, in every segment
+    if not on_gpu:  # engines hold slots for every prompt; a request on a CPU is one of them
+        asked = recipe.max_cache_capacity - recipe.max_prompt_tokens - recipe.max_visual_tokens
+        num_new = min(max(asked, 1), limits.capacity[0] - rows[0])
     for number, spec in enumerate(sizes.graphs):
         index = number - 1  # of the segment
         if spec.name == VISION_ENCODER:
