@@ -25,7 +25,7 @@ layers: ## no module imports from a layer above its own
 	lint-imports
 
 test: ## all tests, with coverage
-	pytest --cov
+	pytest --cov -n auto
 
 docs: ## write docs/cli.md from the commands' own help
 	python tools/write_cli_reference.py
