@@ -6,7 +6,6 @@ Letters as in ``feather_edge.graphs``. Batch is 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,18 +13,17 @@ import numpy as np
 from feather_edge.errors import BackendError
 from feather_edge.graphs import DECODER, DEEPSTACK_EMBEDS
 from feather_edge.pruning.criteria import criterion
-from feather_edge.pruning.scores import score_mask
-from feather_edge.runtime.kv_cache import segment_cache
-from feather_edge.runtime.masks import prompt_mask, step_mask
+from feather_edge.runtime.prune_inputs import PruneInputs
 from feather_edge.runtime.rotary import prompt_coordinates, require_plain, rotary_tables
+from feather_edge.runtime.segment import SegmentRun
 from feather_edge.runtime.timing import Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from feather_edge.manifest import BundleManifest, Rotary
+    from feather_edge.manifest import BundleManifest
     from feather_edge.pruning.layout import Layout
     from feather_edge.pruning.plan import StagePlan
     from feather_edge.pruning.request import Pruning
@@ -98,15 +96,14 @@ class DecoderChain:
         watch: Stopwatch | None = None,
     ) -> None:
         self.watch = Stopwatch() if watch is None else watch
-        self._graphs = graphs
+        self._segments = [
+            SegmentRun(graph, manifest, backend, max_new_tokens=max_new_tokens) for graph in graphs
+        ]
         self._manifest = manifest
         self._schedule = schedule
         self._backend = backend
         self._dtype = manifest.graphs[-1].inputs[0].dtype
-        self._caches = [
-            segment_cache(graph, backend, max_new_tokens=max_new_tokens) for graph in graphs
-        ]
-        self._slots = [np.empty(0, np.int64) for _ in schedule.segments]
+        self._prune_inputs = PruneInputs(manifest, schedule, backend)
         self.next_position = 0
         self._lags = [0] * len(schedule.segments)
         """How far each segment's numbering is behind, where a stage has begun a new one."""
@@ -163,38 +160,28 @@ class DecoderChain:
             lag: self._tables(np.array([self.next_position - lag])) for lag in set(self._lags)
         }
         hidden = self._upload(embed[None, None])
-        for index in range(len(self._schedule.stages)):
-            cos, sin = tables[self._lags[index]]
-            inputs = {
-                **self._segment_inputs(index, hidden, cos, sin),
-                **self._one_row_passes,
-            }
-            outputs = self._run(index, inputs, num_rows=1)
-            hidden = outputs["kept_hidden_states"]
-        last = len(self._graphs) - 1
-        inputs = self._segment_inputs(last, hidden, *tables[self._lags[last]])
+        others = {**self._planes, **self._prune_inputs.one_row_passes}
+        outputs: dict[str, Tensor] = {}
+        for segment, lag in zip(self._segments, self._lags, strict=True):
+            outputs = segment.run(hidden, tables[lag], self.next_position, others)
+            hidden = outputs.get("kept_hidden_states")  # the last segment ends in logits
         self.next_position += 1
-        return self._logits(self._run(last, inputs, num_rows=1))
-
-    @cached_property
-    def _one_row_passes(self) -> dict[str, Tensor]:
-        """The prune inputs of a decode step, the same for every step and segment."""
-        zero = np.zeros((1, 1), np.float32)
-        return self._prune_inputs(zero, zero, *self._identity_tables(1), num_kept=1)
+        return self._logits(outputs)
 
     def _prefill_segment(
         self, index: int, rows: _Rows, pruning: Pruning | None, before_layer: int
     ) -> tuple[_Rows, PrunedStage]:
-        layout, num_rows = rows.layout, rows.layout.num_rows
+        layout, segment = rows.layout, self._segments[index]
         with self.watch.stage("prune"):
             plan = self._plan(index, layout, pruning)
             num_leaving = _num_leaving(plan, layout)
             change = 0 if plan is None else plan.quota_change(layout)
-            self._check_room(index, num_leaving, self._graphs[index].limits.max_kept, change)
-            prune_inputs = self._plan_inputs(index, plan, rows, num_kept=num_leaving)
+            self._check_room(index, num_leaving, segment.graph.limits.max_kept, change)
+            prune_inputs = self._stage_inputs(index, plan, rows, num_kept=num_leaving)
         with self.watch.stage(DECODER.format(index)):
-            entering = self._segment_inputs(index, rows.hidden, rows.cos, rows.sin, layout)
-            outputs = self._run(index, {**entering, **prune_inputs}, num_rows=num_rows)
+            outputs = segment.run(
+                rows.hidden, (rows.cos, rows.sin), layout, {**self._planes, **prune_inputs}
+            )
             kept = self._backend.download(outputs["kept_indices"])[0]  # waits for the device
         with self.watch.stage("prune"):
             scores = None if plan is None else self._scores(index, outputs, plan, layout)
@@ -202,7 +189,8 @@ class DecoderChain:
             if plan is not None and scores is not None and plan.needs_host:
                 kept = plan.select(scores, layout)
                 survivors = [self._backend.take_rows(tensor, kept) for tensor in survivors]
-            self._check_room(index, len(kept), self._graphs[index + 1].limits.max_rows, change)
+            next_graph = self._segments[index + 1].graph
+            self._check_room(index, len(kept), next_graph.limits.max_rows, change)
             pruned = self._survivors(plan, rows, kept, survivors)
         return pruned, PrunedStage(
             before_layer=before_layer,
@@ -210,6 +198,16 @@ class DecoderChain:
             layout=pruned.layout,
             scores=scores,
             quota_change=change,
+        )
+
+    def _stage_inputs(
+        self, index: int, plan: StagePlan | None, rows: _Rows, *, num_kept: int
+    ) -> dict[str, Tensor]:
+        """Return the prune inputs of a stage; without a plan every row passes."""
+        if plan is None:
+            return self._prune_inputs.all_pass(num_kept)
+        return self._prune_inputs.of_plan(
+            plan, rows.layout, index=index, coordinates=rows.coordinates, num_kept=num_kept
         )
 
     def _check_room(self, index: int, num_kept: int, limit: int | None, quota_change: int) -> None:
@@ -254,74 +252,12 @@ class DecoderChain:
         )
 
     def _last_segment(self, rows: _Rows) -> NDArray[np.float32]:
-        last, num_rows = len(self._graphs) - 1, rows.layout.num_rows
+        last = len(self._segments) - 1
         with self.watch.stage(DECODER.format(last)):
-            inputs = self._segment_inputs(last, rows.hidden, rows.cos, rows.sin, rows.layout)
-            return self._logits(self._run(last, inputs, num_rows=num_rows))
-
-    def _plan_inputs(
-        self, index: int, plan: StagePlan | None, rows: _Rows, *, num_kept: int
-    ) -> dict[str, Tensor]:
-        """Return the prune inputs of a stage; without a plan every row passes."""
-        layout = rows.layout
-        if plan is None:
-            zeros = np.zeros((1, layout.num_rows), np.float32)
-            identity = self._identity_tables(layout.num_rows)
-            return self._prune_inputs(zeros, zeros, *identity, num_kept=num_kept)
-        if plan.score_rotation == "rotary":
-            cos, sin = rotary_tables(self._score_rotary(index), rows.coordinates)
-            tables = (cos[None], sin[None])
-        else:
-            tables = self._identity_tables(layout.num_rows)
-        mask = score_mask(layout, plan.score_domain)
-        return self._prune_inputs(
-            plan.priority(layout)[None], mask[None], *tables, num_kept=num_kept
-        )
-
-    def _prune_inputs(
-        self,
-        priority: NDArray[np.float32],
-        mask: NDArray[np.float32],
-        cos: NDArray[np.float32],
-        sin: NDArray[np.float32],
-        *,
-        num_kept: int,
-    ) -> dict[str, Tensor]:
-        return {
-            "prune_priority": self._backend.upload(priority),
-            "score_mask": self._backend.upload(mask),
-            "score_cos": self._backend.upload(cos),
-            "score_sin": self._backend.upload(sin),
-            "num_kept": self._backend.upload(np.array([num_kept])),
-        }
-
-    def _segment_inputs(
-        self, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, layout: Layout | None = None
-    ) -> dict[str, Tensor]:
-        """Return the inputs of a segment: for the rows of ``layout``, or for a decode step's."""
-        positions = np.array([self.next_position]) if layout is None else layout.positions
-        self._slots[index] = np.concatenate([self._slots[index], positions])
-        cache_inputs = self._caches[index].inputs(len(positions))
-        available: dict[str, Callable[[], Tensor]] = {
-            "cos": lambda: cos,
-            "sin": lambda: sin,
-            "attention_mask": lambda: self._mask(index, layout, None),
-        }
-        local = self._manifest.local_attention
-        if local is not None:
-            local_cos, local_sin = rotary_tables(local.rotary or self._manifest.rotary, positions)
-            available |= {
-                "local_cos": lambda: self._upload(local_cos[None]),
-                "local_sin": lambda: self._upload(local_sin[None]),
-                "local_attention_mask": lambda: self._mask(index, layout, local.window),
-            }
-        names = [tensor.name for tensor in self._graphs[index].spec.inputs]
-        return {
-            "inputs_embeds" if index == 0 else "hidden_states": hidden,
-            **{name: available[name]() for name in names if name in available},
-            **cache_inputs,
-            **(self._planes if index == 0 else {}),
-        }
+            outputs = self._segments[last].run(
+                rows.hidden, (rows.cos, rows.sin), rows.layout, self._planes
+            )
+            return self._logits(outputs)
 
     def _named_planes(self, planes: NDArray[Any]) -> dict[str, Tensor]:
         """Return [planes, S, D] as inputs of the first segment."""
@@ -329,31 +265,6 @@ class DecoderChain:
             DEEPSTACK_EMBEDS.format(number): self._upload(plane[None])
             for number, plane in enumerate(planes)
         }
-
-    def _mask(self, index: int, layout: Layout | None, window: int | None) -> Tensor:
-        """Return the mask [1, 1, S, T] of a segment's layers with or without a window."""
-        if layout is None:
-            mask = step_mask(self.next_position, self._slots[index], window=window)
-        else:
-            mask = prompt_mask(layout, self._manifest.prompt_attention, window=window)
-        num_rows, num_slots = mask.shape
-        # A cache in place may show slots that hold nothing yet.
-        num_empty = self._caches[index].num_seen(num_rows) - num_slots
-        mask = np.pad(mask, ((0, 0), (0, num_empty)))
-        return self._backend.upload(mask[None, None])
-
-    def _score_rotary(self, index: int) -> Rotary:
-        """Return the rotary embedding of the layer whose score a segment gives, its last."""
-        local, shape = self._manifest.local_attention, self._manifest.decoder
-        is_local = self._schedule.segments[index].last_layer in shape.local_layers
-        if local is None or local.rotary is None or not is_local:
-            return self._manifest.rotary
-        return local.rotary
-
-    def _run(self, index: int, inputs: dict[str, Tensor], *, num_rows: int) -> dict[str, Tensor]:
-        outputs = self._graphs[index].run(inputs)
-        self._caches[index].update(outputs, num_new=num_rows)
-        return outputs
 
     def _scores(
         self, index: int, outputs: dict[str, Tensor], plan: StagePlan, layout: Layout
@@ -364,7 +275,7 @@ class DecoderChain:
         if plan.value_score is None:
             scores = self._backend.download(outputs["scores"])[0]
         else:
-            cache = self._caches[index]
+            cache = self._segments[index].cache
             values = self._backend.download(cache.last_values)[0, :, : cache.length]
             scores = plan.value_score(values.astype(np.float32), layout)
         if not np.isfinite(scores).all():
@@ -386,10 +297,6 @@ class DecoderChain:
     def _tables(self, coordinates: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         cos, sin = rotary_tables(self._manifest.rotary, coordinates)
         return self._upload(cos[None]), self._upload(sin[None])
-
-    def _identity_tables(self, num_rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        shape = (1, num_rows, self._manifest.rotary.head_dim // 2)
-        return np.ones(shape, np.float32), np.zeros(shape, np.float32)
 
     def _upload(self, array: NDArray[Any]) -> Tensor:
         return self._backend.upload(np.ascontiguousarray(array, dtype=self._dtype))
