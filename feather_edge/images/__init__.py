@@ -15,7 +15,7 @@ from typing import TypeAlias
 from feather_edge.images.anyres import AnyresImages
 from feather_edge.images.geometry import ViewGeometry
 from feather_edge.images.native import NativeImages
-from feather_edge.images.pixels import load_image
+from feather_edge.images.pixels import load_image, load_images
 from feather_edge.images.prepared import PreparedImages, Raster
 from feather_edge.images.raster import RasterImages
 from feather_edge.images.split import SplitImages
@@ -32,6 +32,7 @@ __all__ = [
     "TiledImages",
     "ViewGeometry",
     "load_image",
+    "load_images",
 ]
 
 ImageSpec: TypeAlias = RasterImages | AnyresImages | NativeImages | SplitImages | TiledImages

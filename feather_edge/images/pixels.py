@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -71,6 +71,14 @@ def load_image(source: ImageSource) -> Image.Image:
             f"{subject} cannot be read as an image ({type(error).__name__}: {error}); allowed are "
             "the formats that Pillow reads, such as PNG, JPEG and WebP"
         ) from error
+
+
+def load_images(images: ImageSource | Sequence[ImageSource]) -> list[Image.Image]:
+    """Open one image or a list or tuple of several; see ``load_image``."""
+    several: Sequence[ImageSource] = (
+        images if isinstance(images, list | tuple) else [cast("ImageSource", images)]
+    )
+    return [load_image(source) for source in several]
 
 
 def preprocess(images: Sequence[Image.Image], config: PreprocessConfig) -> np.ndarray:

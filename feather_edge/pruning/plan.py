@@ -81,6 +81,17 @@ class StagePlan:
         has_several = self.uses_scores and len(self.quotas) > 1
         return self.is_union or has_several or self.value_score is not None
 
+    @property
+    def ranks_with_text(self) -> bool:
+        """Whether rows of text take part, so that none of them may be missing in a prefill.
+
+        Attention to the whole sequence spreads its softmax over them, and scores of values may be
+        asked for by any of them. Numbers that start anew count them. It holds for all stages of a
+        criterion alike.
+        """
+        is_asked = self.score_domain == "sequence" or self.value_score is not None
+        return is_asked or self.resets_positions
+
     def quotas_within(self, layout: Layout) -> tuple[int, ...]:
         """Return the quotas after the user's regions: enough for the protected, none forbidden."""
         bounded = []

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from feather_edge.pruning.schedule import PruningSchedule
     from feather_edge.runtime.backends.base import Backend, Graph, Tensor
 
+    PrefixSlots = tuple[dict[str, NDArray[Any]], ...]
+    """For each segment, the first slots [B, Hkv, P, Dh] of its caches, by the graph's input."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedStage:
@@ -39,7 +42,7 @@ class PrunedStage:
         before_layer: decoder layer the stage stands before.
         criterion: which ranked the rows; ``none`` when all passed.
         layout: of the rows that left it.
-        scores: [S] of the rows that entered; None where the graph's scores decided nothing.
+        scores: of the visual tokens that entered; None where the graph's scores decided nothing.
         quota_change: tokens more than the criterion asked for, for the user's regions.
         is_merged: whether a kept token stands for several, averaged.
     """
@@ -109,6 +112,19 @@ class DecoderChain:
         """How far each segment's numbering is behind, where a stage has begun a new one."""
         self._planes: dict[str, Tensor] = {}
 
+    def preload(self, slots: PrefixSlots) -> None:
+        """Start with slots that ``first_slots`` of another request's chain gave.
+
+        They must be of the same first tokens, all text; ``prefill`` is then given the rows after
+        them alone.
+        """
+        for segment, of_segment in zip(self._segments, slots, strict=True):
+            segment.preload(of_segment)
+
+    def first_slots(self, num_tokens: int) -> PrefixSlots:
+        """Return copies of what the caches hold of the first ``num_tokens``, which are text."""
+        return tuple(segment.cache.first_slots(num_tokens) for segment in self._segments)
+
     def prefill(
         self,
         embeds: NDArray[Any],
@@ -121,7 +137,8 @@ class DecoderChain:
 
         Args:
             embeds: [S, D], visual tokens spliced in.
-            layout: of the rows given; those pruned before the decoder are missing.
+            layout: of the rows given; those pruned before the decoder and those that were
+                preloaded are missing.
             pruning: what to keep; None keeps everything.
             planes: [planes, S, D] of DeepStack; None for a decoder without.
 
@@ -196,7 +213,7 @@ class DecoderChain:
             before_layer=before_layer,
             criterion="none" if plan is None or pruning is None else pruning.criterion,
             layout=pruned.layout,
-            scores=scores,
+            scores=None if scores is None else scores[layout.is_visual],
             quota_change=change,
         )
 

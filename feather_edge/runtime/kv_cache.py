@@ -10,7 +10,7 @@ alike: tokens fill slots from 0 on, and a run sees the first ``num_seen`` of the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from feather_edge.graphs import WRITE_INDICES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from numpy.typing import NDArray
 
     from feather_edge.graphs import TensorSpec
     from feather_edge.runtime.backends.base import Backend, Graph, Tensor
@@ -57,6 +59,17 @@ class SegmentCache(ABC):
     def inputs(self, num_new: int) -> dict[str, Tensor]:
         """Return the cache as inputs of a run over ``num_new`` more rows."""
 
+    @abstractmethod
+    def preload(self, slots: Mapping[str, NDArray[Any]]) -> None:
+        """Start with slots that ``first_slots`` of another request's cache gave; they stay its."""
+
+    def first_slots(self, num_slots: int) -> dict[str, NDArray[Any]]:
+        """Return a copy of the first slots, [B, Hkv, ``num_slots``, Dh] for each input."""
+        return {
+            name: self._backend.download(tensor)[:, :, :num_slots].copy()
+            for name, tensor in self._tensors.items()
+        }
+
     @property
     def last_values(self) -> Tensor:
         """Values of the segment's last layer [B, Hkv, slots, Dh], the first ``length`` filled."""
@@ -77,6 +90,10 @@ class _GrownCache(SegmentCache):
         super().__init__(graph, backend)
         self._tensors = {spec.name: self._zeros(spec, 0) for spec in self._specs}
 
+    def preload(self, slots: Mapping[str, NDArray[Any]]) -> None:
+        self._tensors = {name: self._backend.upload(values) for name, values in slots.items()}
+        self.length = _num_slots(slots)
+
     def num_seen(self, num_new: int) -> int:
         return self.length + num_new
 
@@ -91,6 +108,11 @@ class _InPlaceCache(SegmentCache):
         super().__init__(graph, backend)
         self._max_new_tokens = max_new_tokens
         self._capacity = graph.limits.capacity or 0
+        self._preloaded: Mapping[str, NDArray[Any]] = {}
+
+    def preload(self, slots: Mapping[str, NDArray[Any]]) -> None:
+        self._preloaded = slots  # copied once the capacity is known
+        self.length = _num_slots(slots)
 
     def num_seen(self, num_new: int) -> int:
         if self.length == 0:
@@ -99,8 +121,9 @@ class _InPlaceCache(SegmentCache):
 
     def inputs(self, num_new: int) -> dict[str, Tensor]:
         if not self._tensors:
-            self._capacity = self._capacity or num_new + self._max_new_tokens
-            self._tensors = {s.name: self._zeros(s, self._capacity) for s in self._specs}
+            num_rows = self.length + num_new
+            self._capacity = self._capacity or num_rows + self._max_new_tokens
+            self._tensors = {spec.name: self._begin(spec) for spec in self._specs}
         if self.length + num_new > self._capacity:
             raise BackendError(
                 f"the KV cache of graph {self._graph.spec.name} has room for {self._capacity} "
@@ -109,6 +132,15 @@ class _InPlaceCache(SegmentCache):
             )
         start = self._backend.upload(np.array([self.length]))
         return self._tensors | {WRITE_INDICES: start}
+
+    def _begin(self, spec: TensorSpec) -> Tensor:
+        """Return the memory of a cache, what was preloaded at its start and zeros after it."""
+        if spec.name not in self._preloaded:
+            return self._zeros(spec, self._capacity)
+        slots = self._preloaded[spec.name]
+        memory = np.zeros((*slots.shape[:2], self._capacity, slots.shape[3]), slots.dtype)
+        memory[:, :, : self.length] = slots
+        return self._backend.upload(memory)
 
 
 def segment_cache(graph: Graph, backend: Backend, *, max_new_tokens: int) -> SegmentCache:
@@ -122,6 +154,10 @@ def segment_cache(graph: Graph, backend: Backend, *, max_new_tokens: int) -> Seg
     if graph.spec.caches_in_place:
         return _InPlaceCache(graph, backend, max_new_tokens=max_new_tokens)
     return _GrownCache(graph, backend)
+
+
+def _num_slots(slots: Mapping[str, NDArray[Any]]) -> int:
+    return int(next(iter(slots.values())).shape[2])
 
 
 def num_seen_slots(length: int, capacity: int) -> int:

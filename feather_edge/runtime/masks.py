@@ -3,7 +3,7 @@
 A mask of kept rows is the mask of the full prompt with the pruned rows left out. So the window of
 a local layer counts original positions: a pruned token's absence does not widen it.
 
-Letters: S rows of the prompt still alive, T slots of a segment's cache.
+Letters: S rows of the prompt still alive, P slots filled before, T slots of a segment's cache.
 """
 
 from __future__ import annotations
@@ -21,24 +21,32 @@ if TYPE_CHECKING:
     from feather_edge.pruning import Layout
 
 
+NO_PAST = np.empty(0, np.int64)
+
+
 def prompt_mask(
-    layout: Layout, attention: PromptAttention, *, window: int | None = None
+    layout: Layout,
+    attention: PromptAttention,
+    *,
+    past: NDArray[np.int64] = NO_PAST,
+    window: int | None = None,
 ) -> NDArray[np.bool_]:
-    """Return the mask [S, S] of a prompt.
+    """Return the mask [S, P + S] of a prompt.
 
     Args:
         layout: of the rows that are alive.
         attention: ``causal``; ``prefix``: every row sees every other, and no window applies;
             ``images``: causal, but the tokens of a raster see each other, within the window.
+        past: [P], positions of text before these rows that the cache already holds.
         window: of a local layer, in positions; None for a layer that sees everything.
     """
     if attention == "prefix":
-        return np.ones((layout.num_rows, layout.num_rows), np.bool_)
-    query, key = layout.positions[:, None], layout.positions[None]
+        return np.ones((layout.num_rows, len(past) + layout.num_rows), np.bool_)
+    query, key = layout.positions[:, None], np.concatenate([past, layout.positions])[None]
     visible = key <= query
     if attention == "images":
         span = layout.span_of_row
-        visible |= (span[:, None] == span[None]) & (span != TEXT)
+        visible[:, len(past) :] |= (span[:, None] == span[None]) & (span != TEXT)
     if window is not None:
         visible &= query - key < window
     return visible

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from feather_edge.errors import RequestError
 from feather_edge.pruning.criteria import CRITERIA
 from feather_edge.pruning.pre_decoder import pre_quotas, prune_before_decoder
 from feather_edge.runtime.decoder import PrunedStage
@@ -15,10 +16,14 @@ from feather_edge.runtime.result import FinishReason, StageResult, Token
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from feather_edge.manifest import BundleManifest
     from feather_edge.pruning import Layout, Pruning
     from feather_edge.pruning.pre_decoder import Entered
     from feather_edge.runtime.decoder import DecoderChain
+    from feather_edge.runtime.prefix import PromptPrefix
     from feather_edge.runtime.prompt import StreamDecoder
+
+DEFAULT_MAX_NEW_TOKENS = 128
 
 
 @dataclass(kw_only=True)
@@ -30,6 +35,8 @@ class Run:
         layout: of the unpruned prompt.
         pruning: what to keep; None keeps everything, for ``reason``.
         reason: why the request prunes nothing, known before it runs.
+        prefix: the tokens before the first image, where their caches are remembered.
+        num_cached_tokens: how many of them did not run, after the prefill.
         stages: what each stage did, after the prefill.
     """
 
@@ -37,6 +44,8 @@ class Run:
     layout: Layout
     pruning: Pruning | None
     reason: str | None
+    prefix: PromptPrefix | None = None
+    num_cached_tokens: int = 0
     stages: list[PrunedStage] = field(default_factory=list)
 
     def prefill(self, embeds: NDArray[Any], planes: NDArray[Any]) -> NDArray[np.float32]:
@@ -57,7 +66,14 @@ class Run:
                     is_merged=entered.is_merged,
                 )
             )
+        known = 0 if self.prefix is None else self.prefix.preload(self.chain)
+        if known:
+            embeds, planes = embeds[known:], planes[:, known:]
+            layout = layout.keep(np.arange(known, layout.num_rows))
         logits, stages = self.chain.prefill(embeds, layout, self.pruning, planes=planes)
+        if self.prefix is not None and not known:
+            self.prefix.remember(self.chain)
+        self.num_cached_tokens = known
         self.stages += stages
         return logits
 
@@ -127,6 +143,34 @@ class Answer:
         return len(self.token_ids) == self.limit
 
 
+def answer_limit(manifest: BundleManifest, layout: Layout, requested: int | None) -> int:
+    """Return how many tokens an answer may have.
+
+    Args:
+        manifest: of the bundle, which says what the model was made for.
+        layout: of the unpruned prompt.
+        requested: what the request asks for; None takes the checkpoint's own limit, or 128.
+
+    Raises:
+        RequestError: if the prompt leaves no room, or less than was asked for.
+    """
+    room = manifest.max_positions - layout.num_rows
+    if room < 1:
+        raise RequestError(
+            f"prompt has {layout.num_rows} tokens, {layout.num_visual_tokens} of them visual; "
+            f"this model takes at most {manifest.max_positions - 1}, so shorten the prompt or "
+            f"give fewer images"
+        )
+    if requested is None:
+        return min(room, manifest.max_new_tokens or DEFAULT_MAX_NEW_TOKENS)
+    if not 1 <= requested <= room:
+        raise RequestError(
+            f"max_new_tokens is {requested}; after a prompt of {layout.num_rows} tokens this "
+            f"model can give 1 to {room}"
+        )
+    return requested
+
+
 def _entering_planes(
     planes: NDArray[Any], entered: Entered, pruning: Pruning, layout: Layout
 ) -> NDArray[Any]:
@@ -140,9 +184,9 @@ def _entering_planes(
 
 
 def _visual_scores(stage: PrunedStage, before: Layout) -> NDArray[np.float32] | None:
-    """Spread a stage's scores [S] over all visual tokens of the prompt."""
+    """Spread the scores of the tokens that entered a stage over all of the prompt's."""
     if stage.scores is None:
         return None
     scores = np.full(before.num_visual_tokens, np.nan, np.float32)
-    scores[before.kept_indices] = stage.scores[before.is_visual]
+    scores[before.kept_indices] = stage.scores
     return scores

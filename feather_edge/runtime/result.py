@@ -66,6 +66,8 @@ class Result:
         token_ids: its tokens, the end token left out.
         finish_reason: ``stop`` at an end token, ``length`` at the limit.
         num_prompt_tokens: S, visual tokens included.
+        num_cached_tokens: those of the prompt that did not run, because their keys and values were
+            remembered from an earlier request (``cache_prefixes``).
         num_visual_tokens: before any pruning.
         rasters: what the visual tokens show, in their order: a raster for each picture or tile,
             with its box in pixels of the picture.
@@ -114,6 +116,7 @@ class Result:
     precision: str
     notes: tuple[str, ...] = ()
     verification: Verification | None = None
+    num_cached_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values, ready for JSON."""

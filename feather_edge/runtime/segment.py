@@ -5,7 +5,7 @@ Letters as in ``feather_edge.graphs``. Batch is 1.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,6 +50,11 @@ class SegmentRun:
         self._dtype = graph.spec.inputs[0].dtype
         self._slots = np.empty(0, np.int64)
         """Position of what each slot of the cache holds."""
+
+    def preload(self, slots: Mapping[str, NDArray[Any]]) -> None:
+        """Start with the first slots of another request; see ``DecoderChain.preload``."""
+        self.cache.preload(slots)
+        self._slots = np.arange(self.cache.length)
 
     def run(
         self,
@@ -105,7 +110,8 @@ class SegmentRun:
     def _mask(self, rows: Layout | int, window: int | None) -> Tensor:
         """Return the mask [1, 1, S, T] of the layers with or without a window."""
         if isinstance(rows, Layout):
-            mask = prompt_mask(rows, self._manifest.prompt_attention, window=window)
+            past = self._slots[: self.cache.length]
+            mask = prompt_mask(rows, self._manifest.prompt_attention, past=past, window=window)
         else:
             mask = step_mask(rows, self._slots, window=window)
         num_rows, num_slots = mask.shape

@@ -18,7 +18,7 @@ import numpy as np
 
 from feather_edge.bundle import Bundle
 from feather_edge.errors import BackendError, FeatherEdgeError, RequestError
-from feather_edge.images import load_image
+from feather_edge.images import load_images
 from feather_edge.pruning import Layout, Pruning, criterion
 from feather_edge.pruning.pre_criteria import require_pre_criterion
 from feather_edge.pruning.request import unpruned_reason
@@ -28,10 +28,11 @@ from feather_edge.runtime.decoder import DecoderChain
 from feather_edge.runtime.embeddings import Embeddings
 from feather_edge.runtime.graph_loading import OpeningGraphs
 from feather_edge.runtime.memory import peak_rss_mib
+from feather_edge.runtime.prefix import PrefixCache
 from feather_edge.runtime.prompt import PromptFormatter
 from feather_edge.runtime.receipt import verification
 from feather_edge.runtime.regions import mark_regions
-from feather_edge.runtime.request import Answer, Run
+from feather_edge.runtime.request import Answer, Run, answer_limit
 from feather_edge.runtime.result import Result, Token
 from feather_edge.runtime.sampling import Sampler, Sampling
 from feather_edge.runtime.spans import place_spans, prompt_layout
@@ -52,8 +53,6 @@ if TYPE_CHECKING:
     from feather_edge.runtime.calibration import DeadlineChoice
     from feather_edge.runtime.prompt import EncodedPrompt, Message
 
-DEFAULT_MAX_NEW_TOKENS = 128
-
 
 class Session:
     """An opened bundle, ready to generate.
@@ -72,7 +71,13 @@ class Session:
     """
 
     def __init__(
-        self, bundle: Bundle, backend: Backend, *, cache_images: int = 0, lazy: bool = False
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        *,
+        cache_images: int = 0,
+        cache_prefixes: int = 0,
+        lazy: bool = False,
     ) -> None:
         start_s = time.perf_counter()
         manifest = bundle.manifest
@@ -86,6 +91,7 @@ class Session:
         )
         self._graphs = OpeningGraphs(bundle, backend)
         self._vision = VisionEncoder(bundle, backend, cache_images=cache_images)
+        self._prefixes = PrefixCache(bundle, backend, capacity=cache_prefixes)
         try:
             self._embeddings = Embeddings.open(bundle)
             if not lazy:
@@ -109,6 +115,7 @@ class Session:
         num_threads: int | None = None,
         cuda_graphs: bool = True,
         cache_images: int = 0,
+        cache_prefixes: int = 0,
         lazy: bool = False,
         share_weights: bool = False,
     ) -> Session:
@@ -125,19 +132,23 @@ class Session:
                 happens where KV caches are updated in place; ``notes`` say why not.
             cache_images: pictures whose visual tokens are kept, the most recently used ones, so
                 that the vision encoder does not run for them again; 0 keeps none.
+            cache_prefixes: system prompts, with what else stands before a prompt's first image,
+                whose keys and values are kept, so that the decoder does not run over them again;
+                the most recently used ones, 0 keeps none. ``notes`` say where it cannot be done.
             lazy: return while graphs still open; a request waits for those that it runs, and
                 raises their errors.
             share_weights: on ONNX Runtime, leave weights in the bundle's mapped files, which all
                 sessions and processes share; a prefill then takes about a tenth longer.
 
         Raises:
-            RequestError: if ``cache_images`` is less than 0.
+            RequestError: if ``cache_images`` or ``cache_prefixes`` is less than 0.
             BundleError: if the folder is no valid bundle.
             BackendError: if the backend is missing or cannot load a graph.
         """
         start_s = time.perf_counter()
-        if cache_images < 0:
-            raise RequestError(f"cache_images is {cache_images}; it must be 0 or more")
+        for name, count in (("cache_images", cache_images), ("cache_prefixes", cache_prefixes)):
+            if count < 0:
+                raise RequestError(f"{name} is {count}; it must be 0 or more")
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if isinstance(backend, str):
             backend = create_backend(
@@ -153,7 +164,9 @@ class Session:
             given += [f"num_threads {num_threads}"] if num_threads is not None else []
             given += ["share_weights"] if share_weights else ["cuda_graphs"]
             raise BackendError(f"{given[0]} goes with a backend's name, not with your own")
-        session = cls(opened, backend, cache_images=cache_images, lazy=lazy)
+        session = cls(
+            opened, backend, cache_images=cache_images, cache_prefixes=cache_prefixes, lazy=lazy
+        )
         session.load_ms = (time.perf_counter() - start_s) * 1e3
         return session
 
@@ -176,8 +189,8 @@ class Session:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What there is to know of how the backend runs, such as what it leaves out."""
-        return self._backend.notes if self._is_open else ()
+        """What there is to know of how requests run, such as what is left out."""
+        return (*self._backend.notes, *self._prefixes.notes) if self._is_open else ()
 
     def close(self) -> None:
         """Let go of graphs, weights and device; a closed session can only be closed again.
@@ -188,7 +201,7 @@ class Session:
             if self._is_open:
                 self._is_open = False
                 self._graphs.close()
-                del self._graphs, self._vision, self._embeddings, self._backend
+                del self._graphs, self._vision, self._embeddings, self._backend, self._prefixes
 
     def generate(
         self,
@@ -250,11 +263,11 @@ class Session:
         sampler = Sampler(Sampling() if sampling is None else sampling)
         # 1. The vision encoder's inputs, and prompt ids [S] with an id per visual token.
         with watch.stage("preprocess"):
-            pictures = _load_images(images)
+            pictures = load_images(images)
             prepared = self.bundle.manifest.image.prepare(pictures)
             encoded = self._prompt.encode(prompt, images=prepared.prompt_pieces)
             layout = self._layout(encoded, prepared, pictures, regions)
-            limit = self._max_new_tokens(max_new_tokens, layout)
+            limit = answer_limit(self.bundle.manifest, layout, max_new_tokens)
             deadline = self._deadlines.choose(deadline_ms, layout, pruning=pruning)
             asked = deadline.rung.pruning if deadline else pruning or self.pruning
         # 2. Visual tokens [V, D], and further planes of them where the decoder adds such.
@@ -268,7 +281,7 @@ class Session:
             planes = np.zeros((len(deep), *embeds.shape), embeds.dtype)
             for plane, values in zip(planes, deep, strict=True):
                 plane[encoded.is_image] = values
-            run = self._begin(layout, asked, watch, limit)
+            run = self._begin(encoded, layout, asked, watch, limit)
             logits = run.prefill(embeds, planes)
         # 5. Decode: each token passes the same graphs, over each segment's own cache.
         answer = Answer(limit=limit, decoder=self._prompt.stream_decoder())
@@ -318,26 +331,13 @@ class Session:
         sizes = [picture.size for picture in pictures]
         return mark_regions(layout, regions, sizes, prepared.rasters)
 
-    def _max_new_tokens(self, requested: int | None, layout: Layout) -> int:
-        manifest = self.bundle.manifest
-        room = manifest.max_positions - layout.num_rows
-        if room < 1:
-            raise RequestError(
-                f"prompt has {layout.num_rows} tokens, {layout.num_visual_tokens} of them visual; "
-                f"this model takes at most {manifest.max_positions - 1}, so shorten the prompt or "
-                f"give fewer images"
-            )
-        if requested is None:
-            return min(room, manifest.max_new_tokens or DEFAULT_MAX_NEW_TOKENS)
-        if not 1 <= requested <= room:
-            raise RequestError(
-                f"max_new_tokens is {requested}; after a prompt of {layout.num_rows} tokens this "
-                f"model can give 1 to {room}"
-            )
-        return requested
-
     def _begin(
-        self, layout: Layout, pruning: Pruning, watch: Stopwatch, max_new_tokens: int
+        self,
+        encoded: EncodedPrompt,
+        layout: Layout,
+        pruning: Pruning,
+        watch: Stopwatch,
+        max_new_tokens: int,
     ) -> Run:
         schedule = self.bundle.schedule
         if pruning.criterion != "none":
@@ -354,7 +354,9 @@ class Session:
             max_new_tokens=max_new_tokens,
             watch=watch,
         )
-        return Run(chain=chain, layout=layout, pruning=None if reason else pruning, reason=reason)
+        effective = None if reason else pruning
+        prefix = self._prefixes.of(encoded.prompt_ids, layout, effective)
+        return Run(chain=chain, layout=layout, pruning=effective, reason=reason, prefix=prefix)
 
     def _result(
         self,
@@ -369,6 +371,7 @@ class Session:
             token_ids=tuple(answer.token_ids),
             finish_reason=answer.finish_reason,
             num_prompt_tokens=run.layout.num_rows,
+            num_cached_tokens=run.num_cached_tokens,
             num_visual_tokens=run.layout.num_visual_tokens,
             rasters=prepared.rasters,
             stages=run.stage_results(),
@@ -395,10 +398,3 @@ class Session:
 def default_pruning(bundle: Bundle) -> Pruning:
     """Return what the bundle's recipe asks of a request that asks for nothing else."""
     return Pruning.from_recipe(bundle.manifest.recipe)
-
-
-def _load_images(images: ImageSource | Sequence[ImageSource]) -> list[Image.Image]:
-    several: Sequence[ImageSource] = (
-        images if isinstance(images, list | tuple) else [cast("ImageSource", images)]
-    )
-    return [load_image(source) for source in several]

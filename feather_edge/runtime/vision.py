@@ -7,12 +7,12 @@ scene from a file, from bytes or as an array is one entry, and a change of one p
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from feather_edge.errors import BundleError
+from feather_edge.runtime.least_recently_used import LeastRecentlyUsed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,35 +22,6 @@ if TYPE_CHECKING:
     from feather_edge.bundle import Bundle
     from feather_edge.images import PreparedImages
     from feather_edge.runtime.backends import Backend, Graph
-
-
-class LeastRecentlyUsed:
-    """Arrays by key, the most recently used ones; used by one thread at a time.
-
-    Args:
-        capacity: entries that are kept; 0 keeps none.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self._entries: OrderedDict[bytes, Any] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: bytes) -> Any | None:
-        """Return an entry, which is now the last to be dropped; None if there is none."""
-        if key not in self._entries:
-            return None
-        self._entries.move_to_end(key)
-        return self._entries[key]
-
-    def put(self, key: bytes, entry: Any) -> None:
-        """Keep an entry, and drop the one that was not used for longest if there are too many."""
-        self._entries[key] = entry
-        self._entries.move_to_end(key)
-        while len(self._entries) > self.capacity:
-            self._entries.popitem(last=False)
 
 
 class VisionEncoder:

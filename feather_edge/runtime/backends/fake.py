@@ -32,6 +32,7 @@ class FakeBackend(Backend):
 
     name = "fake"
     device = "cpu"
+    continues_prompts = True
 
     def __init__(self, *, token_ids: Sequence[int]) -> None:
         if not token_ids:

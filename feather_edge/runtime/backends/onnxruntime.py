@@ -44,6 +44,7 @@ class OnnxRuntimeBackend(Backend):
 
     name = "onnxruntime"
     opens_in_parallel = True
+    continues_prompts = True
 
     def __init__(
         self,

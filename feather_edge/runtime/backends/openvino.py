@@ -40,6 +40,7 @@ class OpenVinoBackend(Backend):
 
     name = "openvino"
     opens_in_parallel = True
+    continues_prompts = True
     device = "cpu"
 
     def __init__(self, *, num_threads: int | None = None) -> None:
