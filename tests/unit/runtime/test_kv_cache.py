@@ -92,6 +92,36 @@ def test_the_capacity_is_the_graphs_own_if_it_has_one() -> None:
         cache.inputs(3)
 
 
+@pytest.mark.parametrize("opset", [23, 24])
+def test_a_cache_can_start_with_the_first_slots_of_another(opset: int) -> None:
+    rng = np.random.default_rng(0)
+    full = {f"present.{n}": rng.standard_normal((1, 2, 9, 8)).astype(np.float16) for n in NAMES}
+    other = make_cache(opset)
+    other.update(full, num_new=9)
+    slots = other.first_slots(4)
+    unchanged = {name: values.copy() for name, values in slots.items()}
+
+    cache = make_cache(opset)
+    cache.preload(slots)
+    inputs = cache.inputs(5)
+
+    assert cache.length == 4
+    start = inputs.pop("write_indices", None)
+    assert opset == 23 or start.tolist() == [4]
+    for name, tensor in inputs.items():
+        assert (tensor.shape, tensor.dtype) == ((1, 2, 4 if opset == 23 else 4 + 5 + 3, 8), "f2")
+        np.testing.assert_array_equal(
+            tensor[:, :, :4], full[name.replace("past_key_values", "present")][:, :, :4]
+        )
+        assert not tensor[:, :, 4:].any()
+    if opset == 24:  # a graph writes into its own memory, not into what is remembered
+        for tensor in inputs.values():
+            tensor[:] = 7
+    for name, values in unchanged.items():
+        np.testing.assert_array_equal(slots[name], values)
+        assert slots[name].base is None, "a view would keep all slots alive"
+
+
 def cache_outputs(cache: SegmentCache) -> dict[str, Any]:
     inputs = cache.inputs(1)
     return {f"present.{name}": inputs[f"past_key_values.{name}"] for name in NAMES}

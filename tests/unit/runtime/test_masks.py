@@ -40,6 +40,21 @@ def test_a_pruned_token_does_not_widen_a_window(attention: str, window: int | No
     assert np.array_equal(pruned, expected[np.ix_(kept, kept)])
 
 
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+@pytest.mark.parametrize("attention", ["causal", "images"])
+@pytest.mark.parametrize("num_past", [1, 2])
+def test_rows_after_cached_ones_see_what_they_would_have_seen(
+    attention: str, window: int | None, num_past: int
+) -> None:
+    kept = np.array([0, 1, 3, 5, 6, 7, 8, 10, 11, 12, 13])
+    rest = Layout.full(NUM_ROWS, SPANS).keep(kept[num_past:])
+
+    mask = prompt_mask(rest, attention, past=kept[:num_past], window=window)
+
+    expected = reference_mask(attention, window)[np.ix_(kept[num_past:], kept)]
+    assert np.array_equal(mask, expected)
+
+
 def test_a_new_token_counts_positions_too() -> None:
     slots = np.array([0, 1, 5, 9, 10])
 

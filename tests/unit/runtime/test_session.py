@@ -460,6 +460,7 @@ def test_record_is_json(bundle: Bundle) -> None:
         "token_ids",
         "finish_reason",
         "num_prompt_tokens",
+        "num_cached_tokens",
         "num_visual_tokens",
         "rasters",
         "stages",

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from feather_edge import FakeBackend, Session
-from feather_edge.errors import BackendError, RequestError
+from feather_edge.errors import BackendError
 from feather_edge.recipes import ExportRecipe
-from feather_edge.runtime.vision import LeastRecentlyUsed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -120,17 +119,3 @@ def test_threads_share_the_cache(bundle: Bundle) -> None:
     ):
         list(threads.map(lambda number: ask(session, number % 3), range(24)))
     assert backend.num_vision_runs == 3
-
-
-def test_a_cache_of_less_than_nothing_is_refused(bundle: Bundle) -> None:
-    with pytest.raises(RequestError, match="cache_images is -1; it must be 0 or more"):
-        Session.open(bundle, backend=CountingBackend(), cache_images=-1)
-
-
-def test_a_used_entry_outlives_an_older_one() -> None:
-    cache = LeastRecentlyUsed(2)
-    cache.put(b"a", 1)
-    cache.put(b"b", 2)
-    assert cache.get(b"a") == 1
-    cache.put(b"c", 3)
-    assert (cache.get(b"a"), cache.get(b"b"), cache.get(b"c"), len(cache)) == (1, None, 3, 2)
