@@ -52,6 +52,8 @@ def benchmark(
             target=settings.target,
             num_threads=settings.num_threads,
             cuda_graphs=settings.cuda_graphs,
+            cache_images=0,  # a request pays for all of its picture and prompt
+            cache_prefixes=0,
         ) as session,
         open_meters(session.backend.device) as meters,
     ):

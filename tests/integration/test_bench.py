@@ -76,6 +76,22 @@ def test_one_json_document_and_a_picture(bundle: Bundle, tmp_path: Path) -> None
     assert plot.stat().st_size > 1000
 
 
+def test_no_request_starts_with_what_another_left(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached, generate = [], Session.generate
+
+    def traced(session: Session, *arguments: Any, **options: Any) -> Any:
+        result = generate(session, *arguments, **options)
+        cached.append(result.num_cached_tokens)
+        return result
+
+    monkeypatch.setattr(Session, "generate", traced)
+    assert invoke(bundle.path, *QUICK, "--threads", 1).exit_code == 0
+    assert len(cached) > 4
+    assert not any(cached)
+
+
 def test_a_limit_ends_with_status_1_after_the_report(bundle: Bundle) -> None:
     result = invoke(bundle.path, *QUICK, "--fail-above", "ttft_ms=0.001", "--json")
 
