@@ -11,8 +11,8 @@ What it computes is the same, up to the rounding of sums in another order. Where
 nothing is remembered:
 
 * every token of a prompt sees every other (``prefix`` attention, PaliGemma);
-* ``int8-dynamic``, whose layers round all rows of a run by the largest value among them, so that
-  even these tokens depend on the picture;
+* ``int8-dynamic``, whose layers take the steps of their rounding from all rows of a run, so that
+  even these tokens may depend on the picture;
 * backends that cannot run several rows after cached ones: profiles of engines begin with an empty
   cache;
 * requests whose criterion lets text take part in the ranking, see ``StagePlan.ranks_with_text``.
@@ -115,7 +115,7 @@ def _why_not(bundle: Bundle, backend: Backend) -> str | None:
     if manifest.prompt_attention == "prefix":
         return f"every token of a prompt of {manifest.model_type} sees the picture"
     if manifest.recipe.precision == "int8-dynamic":
-        return "layers of int8-dynamic round the rows of a prompt together"
+        return "layers of int8-dynamic round all rows of a prompt in the same steps"
     if not backend.continues_prompts:
         return f"backend {backend.name} runs no prompt after tokens that are cached"
     return None

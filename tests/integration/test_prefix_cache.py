@@ -240,7 +240,10 @@ def test_layers_that_round_rows_together_say_why_not(bundles: BundleFactory) -> 
     with Session.open(bundle, cache_prefixes=1) as session:
         found = [ask(session, random_images(1), SHARED["fill"]) for _ in range(2)]
     assert [result.num_cached_tokens for result in found] == [0, 0]
-    why = "prefixes are not cached: layers of int8-dynamic round the rows of a prompt together"
+    why = (
+        "prefixes are not cached: layers of int8-dynamic round all rows of a prompt in the same "
+        "steps"
+    )
     assert why in found[0].notes
 
 
