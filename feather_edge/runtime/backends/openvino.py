@@ -7,6 +7,7 @@ the processor has it, which changes what is kept, so that is a backend of its ow
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 
 PRUNE_OP = ("TopKUniformGather", "feather")
 CPU = "CPU"
+SHAPES_KEPT = "CPU_RUNTIME_CACHE_CAPACITY"
+"""What is compiled for shapes that have come once, in entries of each graph; undocumented."""
+
+NUM_SHAPES_KEPT = 50
+"""Its default is 5000, and every prompt and decode step is a new shape: see docs/log.md."""
+
 PRECISIONS = {"float32": "f32", "float16": "f16"}
 
 
@@ -59,6 +66,9 @@ class OpenVinoBackend(Backend):
             self.name = OPENVINO_BF16
             _require_bf16(self._core.get_property(CPU, "OPTIMIZATION_CAPABILITIES"))
         self._core.add_extension(ConversionExtension(*PRUNE_OP, _top_k_uniform_gather))
+        # Versions that do not know it keep more than is needed; they are not in error.
+        with contextlib.suppress(Exception):
+            self._core.set_property(CPU, {SHAPES_KEPT: NUM_SHAPES_KEPT})
         self.num_threads = num_threads
         self._num_threads = num_threads or default_num_threads()
 
