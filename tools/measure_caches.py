@@ -56,6 +56,11 @@ class Decoders:
         self._backend = backend
         self._graphs = [backend.open(bundle.path / spec.file, spec) for spec in bundle.decoders]
 
+    @property
+    def has_caches_in_place(self) -> bool:
+        """Whether every segment has."""
+        return all(graph.spec.caches_in_place for graph in self._graphs)
+
     def run(self, embeds: NDArray[Any], note: Callable[[str, float, float], None]) -> None:
         """Prefill the rows and decode a few steps; note the seconds of each part."""
         chain = DecoderChain(
@@ -74,15 +79,25 @@ class Decoders:
             note(PARTS[1], time.process_time() - cpu_s, time.perf_counter() - wall_s)
 
 
+def opened(bundle: Bundle, *, num_threads: int) -> dict[str, Decoders]:
+    """Return the decoder in both forms.
+
+    Raises:
+        SystemExit: if ONNX Runtime cannot keep its caches in place.
+    """
+    grown = OnnxRuntimeBackend(device="cpu", num_threads=num_threads)
+    in_place = create_backend("onnxruntime", bundle, num_threads=num_threads)
+    decoders = dict(
+        zip(FORMS, (Decoders(bundle, each) for each in (grown, in_place)), strict=True)
+    )
+    if not decoders[FORMS[1]].has_caches_in_place:
+        raise SystemExit(f"{bundle.path}: this decoder's caches are never kept in place")
+    return decoders
+
+
 def measure(bundle: Bundle, *, num_threads: int, num_rows: int, num_rounds: int) -> Taken:
     """Run both forms in turn, after a round that does not count."""
-    backends = (
-        OnnxRuntimeBackend(device="cpu", num_threads=num_threads),
-        create_backend("onnxruntime", bundle, num_threads=num_threads),
-    )
-    decoders = {
-        form: Decoders(bundle, backend) for form, backend in zip(FORMS, backends, strict=True)
-    }
+    decoders = opened(bundle, num_threads=num_threads)
     vocabulary = bundle.manifest.decoder.vocab_size
     ids = np.random.default_rng(0).integers(0, vocabulary, num_rows)
     embeds = Embeddings.open(bundle)[ids]
