@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from feather_edge.recipes import ExportRecipe
+
+if TYPE_CHECKING:
+    from support.bundles import BundleFactory
 
 
 def test_both_forms_run_the_same_parts_and_are_compared(bundles: BundleFactory) -> None:
