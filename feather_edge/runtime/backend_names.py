@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-GRAPH_BACKENDS = ("auto", "onnxruntime", "openvino")
+OPENVINO_BF16 = "openvino-bf16"
+"""OpenVINO that computes float32 graphs in bfloat16, on processors that multiply in it."""
+
+GRAPH_BACKENDS = ("auto", "onnxruntime", "openvino", OPENVINO_BF16)
 """They run the ONNX graphs of a bundle; ``auto`` is the one measured fastest here, else
 onnxruntime."""
 

@@ -11,7 +11,7 @@ import msgspec
 from feather_edge import __version__
 from feather_edge.engine_record import engine_targets, records_sha256
 from feather_edge.platform_facts import file_text, installed, processor_name
-from feather_edge.runtime.backend_names import ENGINE_BACKENDS
+from feather_edge.runtime.backend_names import ENGINE_BACKENDS, OPENVINO_BF16
 
 if TYPE_CHECKING:
     from feather_edge.bundle import Bundle
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
+    OPENVINO_BF16: ("openvino",),
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt-rtx",),
 }

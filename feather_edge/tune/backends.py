@@ -8,22 +8,34 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from feather_edge.errors import BackendError
-from feather_edge.runtime.backend_choice import FORMAT_VERSION, BackendTable, BackendTime
+from feather_edge.runtime.backend_choice import (
+    FORMAT_VERSION,
+    BackendTable,
+    BackendTime,
+    best_first,
+)
 from feather_edge.runtime.backend_names import GRAPH_BACKENDS
 from feather_edge.runtime.fingerprint import fingerprint
 from feather_edge.runtime.session import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from feather_edge.bench.requests import Requests
     from feather_edge.bundle import Bundle
+    from feather_edge.runtime.fingerprint import Fingerprint
+    from feather_edge.runtime.result import Result
 
 __all__ = ["measure_backends"]
+
+NUM_TOKENS = 9
+"""Of each answer, where the model says so many: the first, and some whose mean time is taken."""
 
 
 def measure_backends(
     bundle: Bundle, requests: Requests, *, warmup: int, repeat: int, command: str
 ) -> BackendTable:
-    """Time the first token on every backend that opens the bundle, in turn, one request a round.
+    """Time short answers on every backend that opens the bundle, in turn, one request a round.
 
     Args:
         bundle: whose graphs; requests prune as its recipe has it.
@@ -46,19 +58,18 @@ def measure_backends(
                 errors.append(opened)
         if not sessions:
             raise errors[0]
-        ttft_ms: dict[str, list[float]] = {name: [] for name in sessions}
+        answers: dict[str, list[Result]] = {name: [] for name in sessions}
         names = list(sessions)
         for number in range(warmup + repeat):
             (request,) = requests(number, 1)
             for name in names if number % 2 else reversed(names):
-                result = sessions[name].generate(request.image, request.prompt, max_new_tokens=1)
+                result = sessions[name].generate(
+                    request.image, request.prompt, max_new_tokens=NUM_TOKENS
+                )
                 if number >= warmup:
-                    ttft_ms[name].append(result.ttft_ms)
+                    answers[name].append(result)
         times = [
-            BackendTime(
-                fingerprint=fingerprint(bundle, session.backend),
-                ttft_ms=statistics.median(ttft_ms[name]),
-            )
+            _time(fingerprint(bundle, session.backend), answers[name])
             for name, session in sessions.items()
         ]
     return BackendTable(
@@ -67,7 +78,16 @@ def measure_backends(
         measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         warmup=warmup,
         repeat=repeat,
-        times=tuple(sorted(times, key=lambda each: each.ttft_ms)),
+        times=best_first(times),
+    )
+
+
+def _time(measured: Fingerprint, answers: Sequence[Result]) -> BackendTime:
+    tpot_ms = [answer.tpot_ms for answer in answers if answer.tpot_ms is not None]
+    return BackendTime(
+        fingerprint=measured,
+        ttft_ms=statistics.median(answer.ttft_ms for answer in answers),
+        tpot_ms=statistics.median(tpot_ms) if tpot_ms else None,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from feather_edge.errors import BackendError
-from feather_edge.runtime.backend_names import BACKEND_NAMES, ENGINE_BACKENDS
+from feather_edge.runtime.backend_names import BACKEND_NAMES, ENGINE_BACKENDS, OPENVINO_BF16
 from feather_edge.runtime.backends.base import Backend, Graph
 from feather_edge.runtime.backends.fake import FakeBackend
 
@@ -78,10 +78,10 @@ def create_backend(
         )
     if name == "auto" and bundle is not None and not share_weights:
         return _measured_fastest(bundle, num_threads=num_threads)
-    if name == "openvino":
+    if name in ("openvino", OPENVINO_BF16):
         from feather_edge.runtime.backends.openvino import OpenVinoBackend
 
-        return OpenVinoBackend(num_threads=num_threads)
+        return OpenVinoBackend(num_threads=num_threads, in_bf16=name == OPENVINO_BF16)
     from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(

@@ -2,16 +2,18 @@
 
 OpenVINO reads no functions of a model, so ``TopKUniformGather`` is told to it in its own
 operators. It computes in the precision of the graphs; its own default would be bfloat16 wherever
-the processor has it, which changes what is kept.
+the processor has it, which changes what is kept, so that is a backend of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from feather_edge.errors import BackendError
+from feather_edge.runtime.backend_names import OPENVINO_BF16
 from feather_edge.runtime.backends.base import Backend, Graph, Tensor
 from feather_edge.runtime.threads import default_num_threads
 
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
     from feather_edge.graphs import GraphSpec
 
 PRUNE_OP = ("TopKUniformGather", "feather")
+CPU = "CPU"
+SHAPES_KEPT = "CPU_RUNTIME_CACHE_CAPACITY"
+"""What is compiled for shapes that have come once, in entries of each graph; undocumented."""
+
+NUM_SHAPES_KEPT = 50
+"""Its default is 5000, and every prompt and decode step is a new shape: see docs/log.md."""
+
 PRECISIONS = {"float32": "f32", "float16": "f16"}
 
 
@@ -33,9 +42,10 @@ class OpenVinoBackend(Backend):
     Args:
         num_threads: of one graph run; None is one for each physical core that the process may
             use.
+        in_bf16: compute float32 graphs in bfloat16; the backend is then ``openvino-bf16``.
 
     Raises:
-        BackendError: if openvino is not installed.
+        BackendError: if openvino is not installed, or bfloat16 is asked of a processor without.
     """
 
     name = "openvino"
@@ -43,7 +53,7 @@ class OpenVinoBackend(Backend):
     continues_prompts = True
     device = "cpu"
 
-    def __init__(self, *, num_threads: int | None = None) -> None:
+    def __init__(self, *, num_threads: int | None = None, in_bf16: bool = False) -> None:
         try:
             import openvino
             from openvino.frontend.onnx import ConversionExtension
@@ -53,7 +63,13 @@ class OpenVinoBackend(Backend):
             ) from error
         self._openvino = openvino
         self._core = openvino.Core()
+        if in_bf16:
+            self.name = OPENVINO_BF16
+            _require_bf16(self._core.get_property(CPU, "OPTIMIZATION_CAPABILITIES"))
         self._core.add_extension(ConversionExtension(*PRUNE_OP, _top_k_uniform_gather))
+        # Versions that do not know it keep more than is needed; they are not in error.
+        with contextlib.suppress(Exception):
+            self._core.set_property(CPU, {SHAPES_KEPT: NUM_SHAPES_KEPT})
         self.num_threads = num_threads
         self._num_threads = num_threads or default_num_threads()
 
@@ -61,15 +77,28 @@ class OpenVinoBackend(Backend):
         """See ``Backend.open``."""
         hints = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": PRECISIONS[spec.inputs[0].dtype],
+            "INFERENCE_PRECISION_HINT": self._precision(spec),
             "INFERENCE_NUM_THREADS": self._num_threads,
         }
         try:
-            compiled = self._core.compile_model(self._core.read_model(file), "CPU", hints)
+            compiled = self._core.compile_model(self._core.read_model(file), CPU, hints)
             request = compiled.create_infer_request()
         except Exception as error:  # what the bindings raise has no common class of its own
             raise BackendError(f"openvino cannot load {file}: {_reason(error)}") from error
         return _OpenVinoGraph(self._openvino, compiled, request, spec)
+
+    def _precision(self, spec: GraphSpec) -> str:
+        """Return what a graph is computed in."""
+        dtype = spec.inputs[0].dtype
+        if self.name == OPENVINO_BF16 and dtype == "float32":
+            return "bf16"
+        if self.name == OPENVINO_BF16 or dtype not in PRECISIONS:
+            raise BackendError(
+                f"graph {spec.name} is {dtype}, and {self.name} runs graphs of "
+                f"{'float32' if self.name == OPENVINO_BF16 else ' and '.join(PRECISIONS)}; export "
+                f"with --precision fp32, or --activations fp32"
+            )
+        return PRECISIONS[dtype]
 
     def upload(self, array: NDArray[np.generic]) -> Tensor:
         """See ``Backend.upload``."""
@@ -115,6 +144,15 @@ class _OpenVinoGraph(Graph):
                 f"openvino failed in graph {self.spec.name}: {_reason(error)}"
             ) from error
         return outputs
+
+
+def _require_bf16(capabilities: list[str]) -> None:
+    """Refuse what OpenVINO would grant without a word, and then emulate."""
+    if "BF16" not in capabilities:
+        raise BackendError(
+            f"backend {OPENVINO_BF16} needs a processor that multiplies in bfloat16, and OpenVINO "
+            f"lists {', '.join(capabilities)} for this one; choose openvino or onnxruntime"
+        )
 
 
 def _smallest(shape: Any) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -18,6 +18,7 @@ from feather_edge.recipes import ExportRecipe
 from feather_edge.runtime.backends import create_backend
 from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from feather_edge.runtime.backends.openvino import OpenVinoBackend
+from feather_edge.runtime.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,6 +95,82 @@ def test_float16_graphs_run(bundles: BundleFactory) -> None:
     with Session.open(exported, backend="openvino") as session:
         result = session.generate(random_images(1), PROMPT, max_new_tokens=4)
     assert len(result.token_ids) == 4
+
+
+def capabilities(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let OpenVINO say of this processor what it can do."""
+    core = pytest.importorskip("openvino").Core
+    true = core.get_property
+
+    def get_property(self: Any, *arguments: Any) -> Any:
+        asked = arguments[-1] == "OPTIMIZATION_CAPABILITIES"
+        return list(names) if asked else true(self, *arguments)
+
+    monkeypatch.setattr(core, "get_property", get_property)
+
+
+def test_bfloat16_is_refused_where_it_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    capabilities(monkeypatch, "FP32", "INT8")
+    with pytest.raises(BackendError) as caught:
+        create_backend("openvino-bf16")
+    assert str(caught.value) == (
+        "backend openvino-bf16 needs a processor that multiplies in bfloat16, and OpenVINO lists "
+        "FP32, INT8 for this one; choose openvino or onnxruntime"
+    )
+
+
+def test_bfloat16_is_what_the_graphs_are_compiled_for(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capabilities(monkeypatch, "FP32", "BF16")
+    backend = create_backend("openvino-bf16", bundle, num_threads=1)
+    asked: list[dict[str, Any]] = []
+    core = type(backend._core)
+    compile_model = core.compile_model
+
+    def noted(self: Any, model: Any, device: str, hints: dict[str, Any]) -> Any:
+        asked.append(hints)
+        return compile_model(self, model, device, hints)
+
+    monkeypatch.setattr(core, "compile_model", noted)
+    with Session.open(bundle, backend=backend) as session:
+        result = session.generate(random_images(1), PROMPT, max_new_tokens=2)
+    assert {hints["INFERENCE_PRECISION_HINT"] for hints in asked} == {"bf16"}
+    assert (result.backend, len(result.token_ids)) == ("openvino-bf16", 2)
+    assert fingerprint(bundle, backend).file == "calibration/openvino-bf16-cpu.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "message"),
+    [
+        ("openvino", "bf16", "is bfloat16, and openvino runs graphs of float32 and float16; exp"),
+        ("openvino-bf16", "fp16", "is float16, and openvino-bf16 runs graphs of float32; export"),
+    ],
+)
+def test_graphs_of_other_types_are_refused(
+    bundles: BundleFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    precision: str,
+    message: str,
+) -> None:
+    capabilities(monkeypatch, "FP32", "BF16")
+    exported = bundles(
+        num_layers=4, image_size=56, recipe=ExportRecipe(stages=(2,), precision=precision)
+    ).bundle
+    with pytest.raises(BackendError, match=message):
+        Session.open(exported, backend=name)
+
+
+def test_a_version_without_the_limit_of_shapes_runs(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise RuntimeError("Unsupported property")
+
+    monkeypatch.setattr(pytest.importorskip("openvino").Core, "set_property", refused)
+    with Session.open(bundle, backend="openvino") as session:
+        assert session.generate(random_images(1), PROMPT, max_new_tokens=1).token_ids
 
 
 def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
