@@ -28,10 +28,8 @@ def make(environment: Environment, root: Path) -> Path:
         PeerError: if a package cannot be installed.
     """
     folder = root / environment.name
-    python = folder / "bin" / "python"
-    wanted = json.dumps(asdict(environment), indent=2)
-    mark = folder / MARK
-    if mark.exists() and mark.read_text() == wanted:
+    python = _python(folder)
+    if _is_made(environment, folder):
         return python
     print(f"environment {environment.name}: {', '.join(environment.packages)}", flush=True)
     if folder.exists():
@@ -43,8 +41,20 @@ def make(environment: Environment, root: Path) -> Path:
         _pip(python, log, "install", "--no-deps", *environment.bare)
     for source in environment.sources:
         _unpack(python, log, source, folder / "sources")
-    mark.write_text(wanted)
+    (folder / MARK).write_text(_wanted(environment))
     return python
+
+
+def interpreter(environment: Environment, root: Path) -> Path:
+    """Return the interpreter of an environment that was made.
+
+    Raises:
+        PeerError: if it was not.
+    """
+    folder = root / environment.name
+    if not _is_made(environment, folder):
+        raise PeerError(f"its environment is not made; see {root / environment.name}.log")
+    return _python(folder)
 
 
 def versions(folder: Path) -> list[str]:
@@ -53,6 +63,19 @@ def versions(folder: Path) -> list[str]:
         "==".join(file.name.removesuffix(".dist-info").rsplit("-", 1))
         for file in folder.glob("lib/python*/site-packages/*.dist-info")
     )
+
+
+def _python(folder: Path) -> Path:
+    return folder / "bin" / "python"
+
+
+def _wanted(environment: Environment) -> str:
+    return json.dumps(asdict(environment), indent=2)
+
+
+def _is_made(environment: Environment, folder: Path) -> bool:
+    mark = folder / MARK
+    return mark.exists() and mark.read_text() == _wanted(environment)
 
 
 def _unpack(python: Path, log: Path, source: str, folder: Path) -> None:

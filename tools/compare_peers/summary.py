@@ -37,27 +37,15 @@ def fastest(
     return min(known, key=lambda row: median(answers[row.name], figure) or 0.0, default=None)
 
 
-def agreement(answers: Mapping[str, Sequence[Answer]], reference: str) -> dict[str, float]:
-    """Return for each row which share of the reference's greedy tokens it gives.
+def kept(answers: Sequence[Answer]) -> list[float] | None:
+    """Return the share of the visual tokens that each pruning stage leaves; None if not told.
 
-    Tokens count up to the first that differs: what follows answers another text.
+    Of the first answer: pictures of one size have as many tokens, and stages keep as many.
     """
-    expected = [answer.token_ids for answer in answers[reference]]
-    return {
-        name: sum(
-            _common(answer.token_ids, tokens)
-            for answer, tokens in zip(given, expected, strict=True)
-        )
-        / sum(map(len, expected))
-        for name, given in answers.items()
-    }
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    for place, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
-            return place
-    return min(len(first), len(second))
+    first = next(iter(answers), None)
+    if first is None or first.num_kept is None or not first.num_visual_tokens:
+        return None
+    return [number / first.num_visual_tokens for number in first.num_kept]
 
 
 def bars(
