@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
+import sys
 import tarfile
 import venv
 from dataclasses import asdict
@@ -34,11 +36,14 @@ def make(environment: Environment, root: Path) -> Path:
     print(f"environment {environment.name}: {', '.join(environment.packages)}", flush=True)
     if folder.exists():
         shutil.rmtree(folder)
-    venv.create(folder, with_pip=True)
+    # The pip that runs here installs there, if there is one: unpacking another takes time.
+    has_pip = importlib.util.find_spec("pip") is not None
+    venv.create(folder, with_pip=not has_pip)
     log = root / f"{environment.name}.log"
-    _pip(python, log, "install", *environment.packages)
+    install = ("install", "--no-compile")  # most of what torch brings is never imported
+    _pip(python, log, *install, *environment.packages)
     if environment.bare:
-        _pip(python, log, "install", "--no-deps", *environment.bare)
+        _pip(python, log, *install, "--no-deps", *environment.bare)
     for source in environment.sources:
         _unpack(python, log, source, folder / "sources")
     (folder / MARK).write_text(_wanted(environment))
@@ -88,12 +93,12 @@ def _unpack(python: Path, log: Path, source: str, folder: Path) -> None:
 
 
 def _pip(python: Path, log: Path, *arguments: str) -> None:
+    program = [str(python), "-m", "pip"]
+    if importlib.util.find_spec("pip") is not None:
+        program = [sys.executable, "-m", "pip", "--python", str(python)]
     with log.open("a") as output:
         done = subprocess.run(  # noqa: S603
-            [str(python), "-m", "pip", *arguments],
-            check=False,
-            stdout=output,
-            stderr=subprocess.STDOUT,
+            [*program, *arguments], check=False, stdout=output, stderr=subprocess.STDOUT
         )
     if done.returncode:
         raise PeerError(f"pip {arguments[0]} failed in {python}; see {log}")

@@ -19,10 +19,10 @@ ENVIRONMENT = Environment(
         "torch==2.13.0",
         "transformers==5.23.0",
         "xllamacpp==2026.10.11549",
-        "gguf==0.19.0",
         "pyyaml==6.0.4",
+        "sentencepiece==0.2.3",
     ),
-    sources=("llama-cpp-python==0.3.36",),  # has the converter
+    sources=("llama-cpp-python==0.3.36",),  # has the converter, and the gguf that it needs
 )
 ROWS = (
     Row(name="llama.cpp f32", variant="f32", precision="32", is_timed=False),
