@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import subprocess
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -107,10 +108,13 @@ class Arena:
 
     def prepare(self) -> None:
         """Write the checkpoint, and what each variant needs of it, in its environment."""
-        if not (self._checkpoint / "model.safetensors").exists():
+        if not self._checkpoint.exists():
             print(f"{self.name}: checkpoint", flush=True)
             text = (TOOLS / "texts" / "coriolanus.txt").read_text(encoding="utf-8")
-            write_checkpoint(MODELS[self.name], self._checkpoint, text)
+            draft = self._folder / "checkpoint.draft"
+            shutil.rmtree(draft, ignore_errors=True)
+            write_checkpoint(MODELS[self.name], draft, text)
+            draft.rename(self._checkpoint)
         for row in self.rows:
             try:
                 environments.make(self._modules[row][1].ENVIRONMENT, self._environments)
@@ -211,6 +215,7 @@ class Arena:
         peer, _ = self._modules[row]
         print(f"{self.name}: {peer} {row.files}", flush=True)
         log = self._mark(row).with_suffix(".log")
+        shutil.rmtree(self._files(row), ignore_errors=True)  # of a step that was stopped
         with log.open("w") as output:
             status = subprocess.run(  # noqa: S603
                 self._worker(row, "prepare"),
@@ -253,17 +258,19 @@ class Arena:
     def _worker(self, row: Row, step: str) -> list[str]:
         peer, module = self._modules[row]
         python = environments.interpreter(module.ENVIRONMENT, self._environments)
-        files = self._mark(row).with_suffix("")
         worker = [str(python), "-m", "compare_peers.worker", step]
-        return [*worker, peer, row.variant, str(self._checkpoint), str(files)]
+        return [*worker, peer, row.variant, str(self._checkpoint), str(self._files(row))]
 
     def _process(self, row: Row) -> str:
         peer, _ = self._modules[row]
         return f"{peer}-{row.variant}".replace(" ", "-")
 
-    def _mark(self, row: Row) -> Path:
+    def _files(self, row: Row) -> Path:
         peer, _ = self._modules[row]
-        return self._folder / f"{peer}-{row.files}.done"
+        return self._folder / f"{peer}-{row.files}"
+
+    def _mark(self, row: Row) -> Path:
+        return self._files(row).with_suffix(".done")
 
     def _requests(self, part: str, number: int) -> list[dict[str, Any]]:
         pictures = self.settings.out / "pictures"

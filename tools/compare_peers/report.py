@@ -9,7 +9,7 @@ from compare_peers.summary import bars, fastest, kept, median, ratio
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from compare_peers.agreement import Agreement
+    from compare_peers.agreement import Agreement, Difference
     from compare_peers.arena import Result
     from compare_peers.contenders import Row
     from compare_peers.runner import Answer
@@ -74,26 +74,28 @@ def _left(row: Row, answers: Sequence[Answer]) -> str:
 
 
 def _tokens(rows: Sequence[Row], agreement: Mapping[str, Agreement]) -> list[str]:
+    """Return who gave the reference's tokens, and what is known of those that did not."""
     lines = [
         "| greedy tokens, unpruned | same | verdict | first that differs, and how far behind |",
         "|---|---|---|---|",
     ]
+    notes = []
     for row in rows:
         agreed = agreement.get(row.name)
         if agreed is None:
             continue
-        differences = "; ".join(
-            f"{each.place + 1}: "
-            + (
-                "not among its choices"
-                if each.rank is None
-                else f"choice {each.rank}, {each.behind:.2f}"
-            )
-            for each in agreed.differences
-        )
         verdict = agreed.verdict(row.precision)
-        lines.append(f"| {row.name} | {agreed.share:.0%} | {verdict} | {differences or '-'} |")
-    return [*lines, ""]
+        differences = "; ".join(_difference(each) for each in agreed.differences) or "-"
+        lines.append(f"| {row.name} | {agreed.share:.0%} | {verdict} | {differences} |")
+        if row.differs and agreed.differences:
+            notes.append(f"- {row.name}: {row.differs}")
+    return [*lines, "", *notes, *([""] if notes else [])]
+
+
+def _difference(each: Difference) -> str:
+    if each.rank is None:
+        return f"{each.place + 1}: not among its choices"
+    return f"{each.place + 1}: choice {each.rank}, {each.behind:.2f}"
 
 
 def _bars(rows: Sequence[Row], answers: Mapping[str, Sequence[Answer]]) -> list[str]:
