@@ -47,12 +47,14 @@ def _times(
         "|---|---|---|---|---|---|---|",
     ]
     measured = [row for row in rows if answers.get(row.name)]
+    first = (given[0] for given in answers.values() if given)
+    whole = next((answer for answer in first if answer.num_visual_tokens), None)
     for row in sorted(measured, key=lambda row: median(answers[row.name], "ttft_ms") or 0.0):
         given = answers[row.name]
         agreed = agreement.get(row.name)
         cells = [
             row.name,
-            _left(row, given),
+            _left(row, given, whole),
             f"{median(given, 'ttft_ms'):.0f}",
             _number(median(given, "vision_ms"), "{:.0f}"),
             "" if best is None else f"{ratio(given, answers[best.name], 'ttft_ms'):.2f}",
@@ -63,11 +65,11 @@ def _times(
     return [*lines, ""]
 
 
-def _left(row: Row, answers: Sequence[Answer]) -> str:
+def _left(row: Row, answers: Sequence[Answer], whole: Answer | None) -> str:
     """Return the visual tokens that a row's stages leave: as told, else as asked for."""
     if row.keep_ratio is None:
         return "all"
-    shares = kept(answers)
+    shares = kept(answers, whole)
     if shares is None:
         return f"{row.keep_ratio:.0%} asked for"
     return ", then ".join(f"{share:.0%}" for share in shares)

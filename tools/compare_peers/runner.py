@@ -27,7 +27,7 @@ class Answer:
 
     Attributes:
         token_ids: greedy tokens.
-        num_prompt_tokens: with visual tokens, before anything is pruned.
+        num_prompt_tokens: with visual tokens, before anything is pruned (OpenVINO GenAI: after).
         ttft_ms: from a decoded picture (llama.cpp and onnxruntime-genai: from the file's bytes)
             and a question to the first token.
         tpot_ms: mean gap of later tokens.

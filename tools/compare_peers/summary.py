@@ -37,15 +37,27 @@ def fastest(
     return min(known, key=lambda row: median(answers[row.name], figure) or 0.0, default=None)
 
 
-def kept(answers: Sequence[Answer]) -> list[float] | None:
+def kept(answers: Sequence[Answer], whole: Answer | None) -> list[float] | None:
     """Return the share of the visual tokens that each pruning stage leaves; None if not told.
 
     Of the first answer: pictures of one size have as many tokens, and stages keep as many.
+
+    Args:
+        answers: of one row.
+        whole: another row's answer to the first question, which tells the visual tokens and the
+            length of the whole prompt. A row that tells the length of its pruned prompt alone
+            (OpenVINO GenAI) left what the difference leaves.
     """
     first = next(iter(answers), None)
-    if first is None or first.num_kept is None or not first.num_visual_tokens:
+    if first is None:
         return None
-    return [number / first.num_visual_tokens for number in first.num_kept]
+    if first.num_kept is not None and first.num_visual_tokens:
+        return [number / first.num_visual_tokens for number in first.num_kept]
+    if whole is None or None in (whole.num_prompt_tokens, first.num_prompt_tokens):
+        return None
+    num_removed = (whole.num_prompt_tokens or 0) - (first.num_prompt_tokens or 0)
+    num_visual = whole.num_visual_tokens or 0
+    return [1 - num_removed / num_visual] if 0 < num_removed < num_visual else None
 
 
 def bars(

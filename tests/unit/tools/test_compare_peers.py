@@ -167,8 +167,10 @@ def test_report_says_what_stages_kept_not_what_they_were_asked_for():
         num_visual_tokens=400,
         num_kept=[154, 13],
     )
-    assert kept([answer]) == [0.385, 0.0325]
-    assert kept(_answers([1.0])) is None
+    assert kept([answer], None) == [0.385, 0.0325]
+    assert kept(_answers([1.0]), None) is None
+    pruned = Answer(token_ids=[1], num_prompt_tokens=148, ttft_ms=1.0, tpot_ms=1.0, vision_ms=None)
+    assert kept([pruned], answer) == [0.25]
     report = model_report("tiny", ROWS, Result(answers={"pruned": [answer]}))
     assert "| pruned | 38%, then 3% |" in report
 
