@@ -186,8 +186,8 @@ class Arena:
                 found.facts[row.name] = entry["facts"]
             if row.name in rounds.get("answers", {}):
                 found.answers[row.name] = [Answer(**each) for each in rounds["answers"][row.name]]
-        expected = found.checks.get(REFERENCE)
-        if expected:
+        if "answers" in alone.get(REFERENCE, {}):
+            expected = [Answer(**each) for each in alone[REFERENCE]["answers"]]
             found.agreement = {
                 row.name: agreement(found.checks[row.name], expected)
                 for row in self.rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from compare_peers.summary import bars, fastest, kept, median, ratio
@@ -72,7 +73,7 @@ def _left(row: Row, answers: Sequence[Answer], whole: Answer | None) -> str:
     shares = kept(answers, whole)
     if shares is None:
         return f"{row.keep_ratio:.0%} asked for"
-    return ", then ".join(f"{share:.0%}" for share in shares)
+    return ", then ".join(f"{math.floor(share * 100 + 0.5)}%" for share in shares)
 
 
 def _tokens(rows: Sequence[Row], agreement: Mapping[str, Agreement]) -> list[str]:
