@@ -3,8 +3,9 @@
 Weights are drawn so that greedy tokens are a fair test of equality: layers, not embeddings, decide
 the residual stream, attention is peaked, and the first two logits lie far apart beside what
 float32 loses. The vocabulary is that of the shape it stands for; rows that the small tokenizer
-does not reach, and those of special tokens, are near zero, so answers neither end early nor leave
-it. (llama.cpp makes NaN of rows that are zero.)
+does not reach, and those of special tokens, are small, so answers neither end early nor leave it,
+but large beside the epsilon of the first norm: llama.cpp takes 0 for Qwen2-VL's, whatever the
+checkpoint says, and gives other tokens, and NaN, where that matters.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def _drawn(
     if len(shape) == 1:
         return noise * np.float32(0.05)
     if "embed_tokens" in name:
-        noise[num_words:] *= 0.02  # special tokens come last, then rows that no token has
+        noise[num_words:] *= 0.3  # special tokens come last, then rows that no token has
         return noise * np.float32(0.05)
     if "position_embedding" in name:
         return noise * np.float32(0.3)

@@ -38,6 +38,7 @@ class Row:
         keep_ratio: share of the visual tokens that are left in the end; None prunes nothing.
         is_ours: whether it is feather-edge.
         is_timed: whether it takes part in the rounds; if not, it only tells whether it agrees.
+        differs: what it is known to compute otherwise than the reference, besides rounding.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Row:
     keep_ratio: float | None = None
     is_ours: bool = False
     is_timed: bool = True
+    differs: str = ""
 
     @property
     def files(self) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
+import sys
 import tarfile
 import venv
 from dataclasses import asdict
@@ -28,23 +30,36 @@ def make(environment: Environment, root: Path) -> Path:
         PeerError: if a package cannot be installed.
     """
     folder = root / environment.name
-    python = folder / "bin" / "python"
-    wanted = json.dumps(asdict(environment), indent=2)
-    mark = folder / MARK
-    if mark.exists() and mark.read_text() == wanted:
+    python = _python(folder)
+    if _is_made(environment, folder):
         return python
     print(f"environment {environment.name}: {', '.join(environment.packages)}", flush=True)
     if folder.exists():
         shutil.rmtree(folder)
-    venv.create(folder, with_pip=True)
+    # The pip that runs here installs there, if there is one: unpacking another takes time.
+    has_pip = importlib.util.find_spec("pip") is not None
+    venv.create(folder, with_pip=not has_pip)
     log = root / f"{environment.name}.log"
-    _pip(python, log, "install", *environment.packages)
+    install = ("install", "--no-compile")  # most of what torch brings is never imported
+    _pip(python, log, *install, *environment.packages)
     if environment.bare:
-        _pip(python, log, "install", "--no-deps", *environment.bare)
+        _pip(python, log, *install, "--no-deps", *environment.bare)
     for source in environment.sources:
         _unpack(python, log, source, folder / "sources")
-    mark.write_text(wanted)
+    (folder / MARK).write_text(_wanted(environment))
     return python
+
+
+def interpreter(environment: Environment, root: Path) -> Path:
+    """Return the interpreter of an environment that was made.
+
+    Raises:
+        PeerError: if it was not.
+    """
+    folder = root / environment.name
+    if not _is_made(environment, folder):
+        raise PeerError(f"its environment is not made; see {root / environment.name}.log")
+    return _python(folder)
 
 
 def versions(folder: Path) -> list[str]:
@@ -53,6 +68,19 @@ def versions(folder: Path) -> list[str]:
         "==".join(file.name.removesuffix(".dist-info").rsplit("-", 1))
         for file in folder.glob("lib/python*/site-packages/*.dist-info")
     )
+
+
+def _python(folder: Path) -> Path:
+    return folder / "bin" / "python"
+
+
+def _wanted(environment: Environment) -> str:
+    return json.dumps(asdict(environment), indent=2)
+
+
+def _is_made(environment: Environment, folder: Path) -> bool:
+    mark = folder / MARK
+    return mark.exists() and mark.read_text() == _wanted(environment)
 
 
 def _unpack(python: Path, log: Path, source: str, folder: Path) -> None:
@@ -65,12 +93,12 @@ def _unpack(python: Path, log: Path, source: str, folder: Path) -> None:
 
 
 def _pip(python: Path, log: Path, *arguments: str) -> None:
+    program = [str(python), "-m", "pip"]
+    if importlib.util.find_spec("pip") is not None:
+        program = [sys.executable, "-m", "pip", "--python", str(python)]
     with log.open("a") as output:
         done = subprocess.run(  # noqa: S603
-            [str(python), "-m", "pip", *arguments],
-            check=False,
-            stdout=output,
-            stderr=subprocess.STDOUT,
+            [*program, *arguments], check=False, stdout=output, stderr=subprocess.STDOUT
         )
     if done.returncode:
         raise PeerError(f"pip {arguments[0]} failed in {python}; see {log}")

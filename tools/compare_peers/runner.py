@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from compare_peers.contenders import Row
 
@@ -27,12 +27,17 @@ class Answer:
 
     Attributes:
         token_ids: greedy tokens.
-        num_prompt_tokens: with visual tokens, before anything is pruned.
+        num_prompt_tokens: with visual tokens, before anything is pruned (OpenVINO GenAI: after).
         ttft_ms: from a decoded picture (llama.cpp and onnxruntime-genai: from the file's bytes)
             and a question to the first token.
         tpot_ms: mean gap of later tokens.
         vision_ms: of the vision encoder, preprocessing included; None where nobody tells.
         prefill_ms: of the decoder, where it is told apart.
+        num_visual_tokens: of the picture; None where nobody tells.
+        num_kept: visual tokens left after each pruning stage, where it is told.
+        choices: for each token (id, distance) of the best next tokens, the best first; distances
+            of their logits to its own are in standard deviations of the logits. Of the reference,
+            when it is asked for them.
     """
 
     token_ids: list[int]
@@ -41,6 +46,9 @@ class Answer:
     tpot_ms: float
     vision_ms: float | None
     prefill_ms: float | None = None
+    num_visual_tokens: int | None = None
+    num_kept: list[int] | None = None
+    choices: list[list[tuple[int, float]]] | None = None
 
 
 class Worker:
@@ -124,13 +132,15 @@ def turns(rows: Sequence[Row], num_rounds: int) -> list[tuple[int, Row]]:
 
 
 def measure(
-    rows: Sequence[Row], workers: Mapping[Row, Worker], requests: Sequence[dict[str, Any]]
+    rows: Sequence[Row],
+    ask: Callable[[Row, dict[str, Any]], Answer],
+    requests: Sequence[dict[str, Any]],
 ) -> dict[str, list[Answer]]:
     """Ask every row every request, in turn.
 
     Args:
         rows: what to measure.
-        workers: of each row.
+        ask: asks a row one request.
         requests: one a round; each has another picture and question.
 
     Returns:
@@ -138,7 +148,7 @@ def measure(
     """
     answers: dict[str, list[Answer]] = {row.name: [] for row in rows}
     for number, row in turns(rows, len(requests)):
-        answer = workers[row].ask(requests[number] | {"keep_ratio": row.keep_ratio})
+        answer = ask(row, requests[number])
         answers[row.name].append(answer)
         print(
             f"  round {number + 1}  {row.name:46} first token {answer.ttft_ms:9.1f} ms, "

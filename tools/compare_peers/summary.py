@@ -37,27 +37,27 @@ def fastest(
     return min(known, key=lambda row: median(answers[row.name], figure) or 0.0, default=None)
 
 
-def agreement(answers: Mapping[str, Sequence[Answer]], reference: str) -> dict[str, float]:
-    """Return for each row which share of the reference's greedy tokens it gives.
+def kept(answers: Sequence[Answer], whole: Answer | None) -> list[float] | None:
+    """Return the share of the visual tokens that each pruning stage leaves; None if not told.
 
-    Tokens count up to the first that differs: what follows answers another text.
+    Of the first answer: pictures of one size have as many tokens, and stages keep as many.
+
+    Args:
+        answers: of one row.
+        whole: another row's answer to the first question, which tells the visual tokens and the
+            length of the whole prompt. A row that tells the length of its pruned prompt alone
+            (OpenVINO GenAI) left what the difference leaves.
     """
-    expected = [answer.token_ids for answer in answers[reference]]
-    return {
-        name: sum(
-            _common(answer.token_ids, tokens)
-            for answer, tokens in zip(given, expected, strict=True)
-        )
-        / sum(map(len, expected))
-        for name, given in answers.items()
-    }
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    for place, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
-            return place
-    return min(len(first), len(second))
+    first = next(iter(answers), None)
+    if first is None:
+        return None
+    if first.num_kept is not None and first.num_visual_tokens:
+        return [number / first.num_visual_tokens for number in first.num_kept]
+    if whole is None or None in (whole.num_prompt_tokens, first.num_prompt_tokens):
+        return None
+    num_removed = (whole.num_prompt_tokens or 0) - (first.num_prompt_tokens or 0)
+    num_visual = whole.num_visual_tokens or 0
+    return [1 - num_removed / num_visual] if 0 < num_removed < num_visual else None
 
 
 def bars(

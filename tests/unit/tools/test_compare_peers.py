@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 from compare_peers import questions
+from compare_peers.agreement import Difference, agreement
+from compare_peers.arena import Result
 from compare_peers.checkpoints import write_checkpoint
+from compare_peers.compare import STEPS, parsed
+from compare_peers.conditions import ROOT, command, cpu_features
 from compare_peers.contenders import Row
 from compare_peers.models import Decoder, Model
 from compare_peers.prompts import TEMPLATES
 from compare_peers.report import model_report
 from compare_peers.runner import Answer, PeerError, Worker, measure, turns
-from compare_peers.summary import agreement, bars, fastest, median, ratio
+from compare_peers.summary import bars, fastest, kept, median, ratio
+from compare_peers.workers import Process, Workers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,13 +69,49 @@ def test_fastest_leaves_out_rows_without_answers():
     assert fastest([RIVAL], answers, "ttft_ms") is None
 
 
+CHOICES = [[(1, 0.0)], [(2, 0.0)], [(3, 0.0), (9, 0.1), (8, 1.0)], [(4, 0.0)]]
+
+
+def _reference(num: int = 1) -> list[Answer]:
+    return [
+        Answer(
+            token_ids=[1, 2, 3, 4],
+            num_prompt_tokens=9,
+            ttft_ms=1.0,
+            tpot_ms=1.0,
+            vision_ms=None,
+            choices=CHOICES,
+        )
+    ] * num
+
+
 def test_agreement_counts_tokens_up_to_the_first_that_differs():
-    answers = {
-        "peer": _answers([1.0, 1.0]),
-        "same": _answers([1.0, 1.0]),
-        "other": _answers([1.0, 1.0], token_ids=[1, 2, 9, 4]),
-    }
-    assert agreement(answers, "peer") == {"peer": 1.0, "same": 1.0, "other": 0.5}
+    same = agreement(_answers([1.0]), _reference())
+    assert (same.share, same.same_prompt, same.verdict("32")) == (1.0, True, "same")
+    given = [*_answers([1.0]), *_answers([1.0], token_ids=[1, 2, 9, 4])]
+    other = agreement(given, _reference(2))
+    assert other.share == 6 / 8
+    assert other.differences == [Difference(question=1, place=2, rank=2, behind=0.1)]
+
+
+def test_a_difference_is_explained_by_the_precision_or_by_nothing():
+    near = agreement(_answers([1.0], token_ids=[1, 2, 9, 4]), _reference())
+    assert [near.verdict(bits) for bits in ("32", "16", "8")] == [
+        "unexplained",
+        "explained",
+        "explained",
+    ]
+    far = agreement(_answers([1.0], token_ids=[5, 2, 9, 4]), _reference())
+    assert far.differences == [Difference(question=0, place=0, rank=None, behind=None)]
+    assert far.verdict("8") == "unexplained"
+    ended = agreement(_answers([1.0], token_ids=[1, 2]), _reference())
+    assert ended.share == 0.5
+    assert ended.verdict("8") == "unexplained"
+
+
+def test_another_prompt_is_no_matter_of_precision():
+    longer = [Answer(token_ids=[1], num_prompt_tokens=10, ttft_ms=1, tpot_ms=1, vision_ms=None)]
+    assert agreement(longer, _reference()).verdict("8") == "another prompt"
 
 
 def test_bars_compare_like_with_like():
@@ -92,20 +133,46 @@ def test_bars_compare_like_with_like():
 
 
 def test_report_names_what_was_missed_and_what_was_left_out():
-    answers = {
-        "peer": _answers([100.0]),
-        "ours": _answers([120.0]),
-        "pruned": _answers([40.0]),
-    }
-    report = model_report("tiny", ROWS, answers, {"peer": 1.0, "ours": 0.5}, {"rival": "broke"})
-    lines = report.splitlines()
-    assert lines[4] == "| pruned | 30% | 40 | - | 0.40 | 10.0 | - |"
+    result = Result(
+        answers={
+            "peer": _answers([100.0]),
+            "ours": _answers([120.0]),
+            "pruned": _answers([40.0]),
+        },
+        agreement={
+            "peer": agreement(_reference(), _reference()),
+            "ours": agreement(_answers([1.0], token_ids=[1, 2, 9, 9]), _reference()),
+        },
+        reasons={"rival": "broke"},
+    )
+    lines = model_report("tiny", ROWS, result).splitlines()
+    assert lines[4] == "| pruned | 30% asked for | 40 | - | 0.40 | 10.0 | - |"
     assert "| ours | all | 120 | - | 1.20 | 10.0 | 50% |" in lines
+    assert "| peer | 100% | same | - |" in lines
+    assert "| ours | 50% | unexplained | 3: choice 2, 0.10 |" in lines
     assert "- rival: broke" in lines
     assert (
         "| TTFT, both unpruned, weights of 32 bits | ours | peer | 1.20 **missed** | 1.00 |"
         in lines
     )
+
+
+def test_report_says_what_stages_kept_not_what_they_were_asked_for():
+    answer = Answer(
+        token_ids=[1],
+        num_prompt_tokens=448,
+        ttft_ms=1.0,
+        tpot_ms=1.0,
+        vision_ms=None,
+        num_visual_tokens=400,
+        num_kept=[154, 13],
+    )
+    assert kept([answer], None) == [0.385, 0.0325]
+    assert kept(_answers([1.0]), None) is None
+    pruned = Answer(token_ids=[1], num_prompt_tokens=148, ttft_ms=1.0, tpot_ms=1.0, vision_ms=None)
+    assert kept([pruned], answer) == [0.25]
+    report = model_report("tiny", ROWS, Result(answers={"pruned": [answer]}))
+    assert "| pruned | 39%, then 3% |" in report
 
 
 WORKER = """
@@ -127,7 +194,8 @@ def test_workers_answer_in_turn_and_tell_what_went_wrong(tmp_path: Path):
     try:
         assert worker.facts == {"version": 1}
         assert worker.rss_mib() > 1
-        answers = measure([PEER], {PEER: worker}, [{"question": "where?"}, {"question": "who?"}])
+        requests = [{"question": "where?"}, {"question": "who?"}]
+        answers = measure([PEER], lambda _row, request: worker.ask(request), requests)
         assert [answer.token_ids for answer in answers["peer"]] == [[6], [4]]
         with pytest.raises(PeerError, match="ValueError: no"):
             worker.ask({"question": "what breaks?"})
@@ -135,6 +203,62 @@ def test_workers_answer_in_turn_and_tell_what_went_wrong(tmp_path: Path):
         worker.close()
     with pytest.raises(PeerError, match="ended with status 3"):
         Worker([sys.executable, "-c", "raise SystemExit(3)"], num_threads=1, log=tmp_path / "log")
+
+
+class _FakeWorker:
+    def __init__(self, row: Row, log: list[str]) -> None:
+        self._row, self._log = row, log
+        log.append(f"{row.name} starts")
+
+    def ask(self, request: dict) -> Answer:
+        self._log.append(f"{self._row.name} {request['question']} {request['keep_ratio']}")
+        return _answers([1.0])[0]
+
+    def close(self) -> None:
+        self._log.append(f"{self._row.name} ends")
+
+
+def test_processes_share_what_memory_there_is():
+    log: list[str] = []
+    peer, other = Process(name="a", memory_mib=60), Process(name="b", memory_mib=50)
+    processes = {PEER: peer, RIVAL: peer, OURS: other}
+
+    def start(row: Row) -> _FakeWorker:
+        return _FakeWorker(row, log)
+
+    with Workers(start, processes, {"question": "warm"}, room_mib=120) as workers:
+        for row in (PEER, RIVAL, OURS, PEER):
+            workers.ask(row, {"question": "q"})
+        workers.keep([OURS])
+    assert log == [
+        "peer starts", "peer warm None", "peer q None", "peer q 0.25",
+        "ours starts", "ours warm None", "ours q None", "peer q None", "peer ends", "ours ends",
+    ]  # fmt: skip
+    log.clear()
+    with Workers(start, processes, {"question": "warm"}, room_mib=100) as workers:
+        for row in (PEER, OURS):
+            workers.ask(row, {"question": "q"})
+        assert log[-4:] == ["peer ends", "ours starts", "ours warm None", "ours q None"]
+        workers.ask(PEER, {"question": "q"})
+        assert log[-4:] == ["ours ends", "peer starts", "peer warm None", "peer q None"]
+
+
+def test_conditions_tell_what_every_core_can_do():
+    x86 = "processor: 0\nflags\t\t: fpu avx2 amx_int8\nprocessor: 1\nflags: fpu avx2 avx512_vnni\n"
+    assert cpu_features(x86) == ["avx2"]
+    assert cpu_features("Features\t: fp asimddp i8mm\n") == ["asimddp", "i8mm"]
+    assert cpu_features("") == []
+
+
+def test_conditions_have_the_command_but_no_folders(tmp_path: Path):
+    given = [str(ROOT / "tools/compare_peers/compare.py"), str(tmp_path / "out"), "--rounds", "5"]
+    assert command(given)[1:] == ["tools/compare_peers/compare.py", "out", "--rounds", "5"]
+    assert "/" not in command(given)[0]
+
+
+def test_all_steps_are_taken_unless_some_are_named():
+    assert tuple(parsed(["out"]).step) == STEPS
+    assert parsed(["out", "--step", "rounds", "report"]).step == ["rounds", "report"]
 
 
 def test_no_two_pictures_or_questions_are_alike(tmp_path: Path):

@@ -76,6 +76,8 @@ class Contender:
         return {
             "token_ids": list(result.token_ids),
             "num_prompt_tokens": result.num_prompt_tokens,
+            "num_visual_tokens": result.num_visual_tokens,
+            "num_kept": [stage.num_kept for stage in result.stages] if keep_ratio else None,
             "vision_ms": result.preprocess_ms + result.vision_ms,
             "prefill_ms": result.prefill_ms,
             "ttft_ms": ttft_ms,

@@ -53,7 +53,12 @@ class Contender:
         self.facts = {"torch": torch.__version__, "transformers": transformers.__version__}
 
     def answer(
-        self, image: str, question: str, max_new_tokens: int, keep_ratio: float | None
+        self,
+        image: str,
+        question: str,
+        max_new_tokens: int,
+        keep_ratio: float | None,
+        num_choices: int = 0,
     ) -> dict[str, Any]:
         """Answer one question; see ``runner.Answer`` for what it returns."""
         from PIL import Image
@@ -66,13 +71,24 @@ class Contender:
         inputs = self._inputs(picture, question)
         with self._torch.inference_mode():
             output = self._model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=clock
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                streamer=clock,
+                return_dict_in_generate=True,
+                output_logits=num_choices > 0,
             )
         num_prompt = inputs["input_ids"].shape[1]
+        image_token_id = self._model.config.image_token_id
         return {
-            "token_ids": output[0, num_prompt:].tolist(),
+            "token_ids": output.sequences[0, num_prompt:].tolist(),
             "num_prompt_tokens": num_prompt,
+            "num_visual_tokens": int((inputs["input_ids"] == image_token_id).sum()),
             "vision_ms": self._vision_ms,
+            "choices": [
+                _choices(logits[0, : len(self._tokenizer)], num_choices)
+                for logits in output.logits or ()
+            ],
             **clock.times(),
         }
 
@@ -97,6 +113,15 @@ class Contender:
 
     def _note_end(self, *_: Any) -> None:
         self._vision_ms += (time.perf_counter() - self._vision_start_s) * 1e3
+
+
+def _choices(logits: Any, number: int) -> list[tuple[int, float]]:
+    """Return the best tokens, and how many standard deviations their logits are behind."""
+    best = logits.float().topk(number)
+    behind = (best.values[0] - best.values) / logits.float().std()
+    return [
+        (int(each), round(float(far), 4)) for each, far in zip(best.indices, behind, strict=True)
+    ]
 
 
 class _Clock:
