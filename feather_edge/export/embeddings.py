@@ -37,7 +37,9 @@ def write_embeddings(folder: Path, model: FamilyModel, precision: GraphPrecision
 
     Raises:
         RecipeError: if a tied head of another type shares them.
+        OSError: if the file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     shape = (model.text.vocab_size, model.text.hidden_size)
@@ -52,7 +54,10 @@ def write_embeddings(folder: Path, model: FamilyModel, precision: GraphPrecision
             EMBED_TOKENS_TENSOR: np.ascontiguousarray(view.read().astype(dtype, copy=False))
         }
     path = folder / EMBED_TOKENS_FILE
-    save_file(tensors, path)
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # how it tells of a disk that is full
+        raise OSError(str(error)) from error
     path.chmod(0o644)  # safetensors writes for the owner alone; a bundle is copied and shared
 
 
