@@ -35,10 +35,9 @@ INTRODUCTION = """# Pruning a decoder that was pretrained on language
 SmolLM2-135M-Instruct with the adapters in
 [models/smol_scene_vlm](../models/smol_scene_vlm/README.md): 30 layers, 196 visual tokens, ONNX
 Runtime on the CPU. Two questions about each scene: one for a place, and one for a word, of each
-kind in turn; 500 test scenes when all is answered, and each table says how many it covers so far.
-Nothing was tuned on these scenes. The paper is FEATHER's
-([arXiv 2412.13180](https://arxiv.org/abs/2412.13180)), its model of 7 billion weights with 729
-visual tokens.
+kind in turn; each table says how many of the test scenes it covers. Nothing was tuned on these
+scenes. The paper is FEATHER's ([arXiv 2412.13180](https://arxiv.org/abs/2412.13180)), its model of
+7 billion weights with 729 visual tokens.
 
 ```bash
 python tools/scene_vlm/assemble.py FOLDER
@@ -233,7 +232,8 @@ def _pair_rows(answers: Answers) -> Iterator[tuple[str, ...]]:
         for kind in ("localisation", "coarse"):
             gained = sum(first[each] and not second[each] for each in first if each[0] == kind)
             lost = sum(second[each] and not first[each] for each in first if each[0] == kind)
-            cells += (f"{gained} : {lost}", f"{sign_test(gained, lost):.3f}")
+            p = sign_test(gained, lost)
+            cells += (f"{gained} : {lost}", "< 0.001" if p < 0.001 else f"{p:.3f}")
         heads = (
             f"{label(RUNS[name], method)} {ratio:g}, {RUNS[name].where}"
             for name, method, ratio in pair
