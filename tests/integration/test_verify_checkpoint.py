@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.checkpoints import tiny_llava
-from support.families.anyres import tiny_llava_next
+from support.families.anyres import tiny_llava_next, tiny_llava_onevision
 from support.families.gemma import tiny_gemma3, tiny_paligemma
 from support.families.idefics3 import tiny_idefics3
 from support.families.internvl import tiny_internvl
+from support.families.qwen_vl import tiny_qwen_vl
 
 from feather_edge.errors import BackendError
 from feather_edge.recipes import ExportRecipe
@@ -29,6 +31,14 @@ FAMILIES: dict[str, tuple[Callable[..., Path], dict[str, Any]]] = {
     "paligemma": (tiny_paligemma, {}),
     "idefics3": (tiny_idefics3, {"kind": "idefics3"}),
 }
+HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None
+if HAS_TORCHVISION:  # which the processors of these want, for videos
+    FAMILIES |= {
+        "internvl": (tiny_internvl, {}),
+        "llava_onevision": (tiny_llava_onevision, {}),
+        "qwen2_vl": (tiny_qwen_vl, {"model_type": "qwen2_vl", "layout": "saved"}),
+        "qwen2_5_vl": (tiny_qwen_vl, {"model_type": "qwen2_5_vl", "layout": "saved"}),
+    }
 RECIPE = ExportRecipe(stages=(1,), opset="23")
 
 
@@ -52,6 +62,7 @@ def test_every_step_is_that_of_transformers(bundles: BundleFactory, family: str)
         assert answer.answer == answer.reference
 
 
+@pytest.mark.skipif(HAS_TORCHVISION, reason="of a machine without torchvision")
 def test_a_processor_that_needs_torchvision(bundles: BundleFactory) -> None:
     exported = bundles(tiny_internvl, recipe=RECIPE)
     with pytest.raises(BackendError, match=r"cannot open .*: pip install torchvision$"):
