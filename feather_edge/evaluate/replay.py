@@ -72,15 +72,15 @@ def _compare_kept(run: GraphRun, found: dict[str, NDArray[Any]]) -> KeptReport:
 
 def _compare_tensors(run: GraphRun, found: dict[str, NDArray[Any]]) -> Iterator[TensorReport]:
     """Compare all outputs of a run; of rows that were kept, those that both kept."""
-    for name, reference in run.outputs.items():
-        values = found[name]
+    for name in run.outputs:
         if name == "kept_indices":
             continue
+        values, reference = found[name], run.outputs[name]
         if name in KEPT_ROWS:
             _, here, there = np.intersect1d(
                 found["kept_indices"][0], run.outputs["kept_indices"][0], return_indices=True
             )
-            values, reference = values[:, here], reference[:, there]  # noqa: PLW2901
+            values, reference = values[:, here], reference[:, there]
         yield TensorReport(
             graph=run.spec.name,
             phase=run.phase,

@@ -24,6 +24,7 @@ from compare_peers.models import MODELS
 from compare_peers.runner import TOOLS, Answer, PeerError, Worker, measure
 from compare_peers.workers import Process, Workers
 from feather_edge.platform_facts import read_platform
+from feather_edge.staging import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -217,7 +218,7 @@ class Arena:
         log = self._mark(row).with_suffix(".log")
         shutil.rmtree(self._files(row), ignore_errors=True)  # of a step that was stopped
         with log.open("w") as output:
-            status = subprocess.run(  # noqa: S603
+            status = subprocess.run(  # noqa: S603 - our own command line
                 self._worker(row, "prepare"),
                 check=False,
                 env=Worker.environment(self.settings.num_threads),
@@ -287,10 +288,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, document: Any) -> None:
-    """Write a JSON file in one go, so that one that is there is whole."""
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
+    """Write a JSON file; one that is there is whole."""
+    write_whole(path, json.dumps(document, indent=1).encode() + b"\n")
 
 
 def _last_line(log: Path) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,22 +13,16 @@ from feather_edge.recipes import ExportRecipe
 from feather_edge.runtime.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
     from support.bundles import BundleFactory
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-SCENE_VLM = Path(__file__).parents[3] / "tools" / "scene_vlm"
+pytestmark = pytest.mark.usefixtures("_scene_vlm_on_path")
+
 PLACES = {"feather": (1, 2), "layer-3": (1,), "feather-int8": (1, 2)}
-
-
-@pytest.fixture(autouse=True)
-def _tools_on_path() -> Iterator[None]:
-    sys.path.insert(0, str(SCENE_VLM))
-    yield
-    sys.path.remove(str(SCENE_VLM))
 
 
 @pytest.fixture

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 import feather_edge
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+pytestmark = pytest.mark.usefixtures("_scene_vlm_on_path")
 
 ROOT = Path(__file__).parents[3]
 SAMPLES = Path(feather_edge.__file__).parent / "assets" / "scenes"
-
-
-@pytest.fixture(autouse=True)
-def _tools_on_path() -> Iterator[None]:
-    sys.path.insert(0, str(ROOT / "tools" / "scene_vlm"))
-    yield
-    sys.path.remove(str(ROOT / "tools" / "scene_vlm"))
 
 
 def test_scene_depends_on_split_and_index_only():

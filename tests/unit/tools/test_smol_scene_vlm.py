@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,22 +14,14 @@ from feather_edge.evaluate.answers import BoxReader
 from feather_edge.evaluate.scenes import make_scene, scene_rng
 from feather_edge.images import ViewGeometry
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.usefixtures("_scene_vlm_on_path")
 
 ROOT = Path(__file__).parents[3]
 TOWER = Path(feather_edge.__file__).parent / "assets" / "scene_vlm"
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<empty_output>")
-
-
-@pytest.fixture(autouse=True)
-def _tools_on_path() -> Iterator[None]:
-    sys.path.insert(0, str(ROOT / "tools" / "scene_vlm"))
-    yield
-    sys.path.remove(str(ROOT / "tools" / "scene_vlm"))
 
 
 def vocabulary() -> list[str]:
