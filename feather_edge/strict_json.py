@@ -18,12 +18,9 @@ from feather_edge.errors import FeatherEdgeError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["MAX_DOCUMENT_BYTES", "StrictJSONError", "dumps", "loads", "read", "read_record"]
+__all__ = ["StrictJSONError", "dumps", "loads", "read_record"]
 
 Record = TypeVar("Record", bound=msgspec.Struct)
-
-MAX_DOCUMENT_BYTES = 2**27
-"""Far above any tokenizer there is, far below what fills a small device's memory."""
 
 MAX_INTEGER = 2**53
 """Beyond it a JSON number is not exact everywhere."""
@@ -31,19 +28,6 @@ MAX_INTEGER = 2**53
 
 class StrictJSONError(ValueError):
     """The document is not acceptable JSON."""
-
-
-def read(path: Path, *, max_bytes: int = MAX_DOCUMENT_BYTES) -> Any:
-    """Return the document in a file.
-
-    Raises:
-        OSError: if the file cannot be read.
-        StrictJSONError: if the document is larger than ``max_bytes``, or see ``loads``.
-    """
-    size = path.stat().st_size
-    if size > max_bytes:
-        raise StrictJSONError(f"it has {size} bytes; at most {max_bytes} are read")
-    return loads(path.read_bytes())
 
 
 def read_record(
@@ -62,7 +46,10 @@ def read_record(
         StrictJSONError: if the file cannot be read, or holds no such record.
     """
     try:
-        document = read(path, max_bytes=max_bytes)
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise StrictJSONError(f"it has {size} bytes; at most {max_bytes} are read")
+        document = loads(path.read_bytes())
     except OSError as error:
         raise StrictJSONError(f"it cannot be read: {error.strerror or error}") from error
     if format_version is not None:
