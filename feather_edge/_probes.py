@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from feather_edge.errors import FeatherEdgeError
+from feather_edge.runtime.backend_names import OPENVINO_BF16
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,7 @@ __all__ = [
     "load_bundle",
     "load_engines",
     "one_node_model",
+    "require_openvino_bf16",
     "run_onnxruntime",
     "run_openvino",
     "run_tensorrt",
@@ -71,6 +73,17 @@ def run_openvino() -> None:
     compiled = openvino.Core().compile_model(openvino.Core().read_model(one_node_model()), "CPU")
     if compiled({"x": x})["y"] != x:
         raise RuntimeError("openvino computed a wrong result")
+
+
+def require_openvino_bf16() -> None:
+    """Ask OpenVINO whether this processor multiplies in bfloat16.
+
+    Raises:
+        BackendError: if it does not.
+    """
+    from feather_edge.runtime.backends.openvino import OpenVinoBackend
+
+    OpenVinoBackend(in_bf16=True)
 
 
 def run_tensorrt(backend: str) -> None:
@@ -150,6 +163,7 @@ PROBES: dict[str, Callable[..., None]] = {
     "onnxruntime-cpu": lambda: run_onnxruntime("CPUExecutionProvider"),
     "onnxruntime-cuda": lambda: run_onnxruntime("CUDAExecutionProvider"),
     "openvino": run_openvino,
+    OPENVINO_BF16: require_openvino_bf16,
     "tensorrt": lambda: run_tensorrt("tensorrt"),
     "tensorrt-rtx": lambda: run_tensorrt("tensorrt-rtx"),
     "reference": import_reference,

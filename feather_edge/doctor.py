@@ -21,6 +21,7 @@ from feather_edge.engine_record import engine_targets, read_record
 from feather_edge.engines._device import current_device
 from feather_edge.errors import BackendError
 from feather_edge.platform_facts import PlatformFacts, package_version, read_platform
+from feather_edge.runtime.backend_names import OPENVINO_BF16
 from feather_edge.runtime.receipt import Verification, verification
 
 __all__ = ["Examined", "Loading", "Report", "examine"]
@@ -118,7 +119,7 @@ def examine(bundle: Path | None = None, *, root: Path = Path("/")) -> Report:
         backends=(
             _onnxruntime(packages, device="cpu", extra="ort"),
             _onnxruntime(packages, device="cuda", extra="gpu"),
-            _openvino(packages),
+            *_openvino(packages),
             _tensorrt(facts, packages),
             _tensorrt_rtx(),
             Examined(name="fake", device="none", state="works"),
@@ -187,13 +188,18 @@ def _loading(bundle: Path, backend: str, target: str | None, failure: str | None
     return Loading(backend=backend, target=target, failure=None, verification=found)
 
 
-def _openvino(packages: dict[str, str | None]) -> Examined:
-    """Examine OpenVINO."""
+def _openvino(packages: dict[str, str | None]) -> tuple[Examined, ...]:
+    """Examine OpenVINO, and where it runs, whether it does so in bfloat16."""
     found = {"name": "openvino", "device": "cpu"}
     if not packages["openvino"]:
         install = "pip install 'feather-edge[openvino]'"
-        return Examined(**found, state="missing", remedy=install)
-    return _tried(**found)
+        return (Examined(**found, state="missing", remedy=install),)
+    tried = _tried(**found)
+    if tried.state != "works":
+        return (tried,)
+    lacking = _probe(OPENVINO_BF16)
+    state: State = "works" if lacking is None else "missing"
+    return tried, Examined(name=OPENVINO_BF16, device="cpu", state=state, remedy=lacking)
 
 
 def _reference(packages: dict[str, str | None]) -> Examined:

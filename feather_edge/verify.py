@@ -33,8 +33,10 @@ from feather_edge.evaluate.replay import replay
 from feather_edge.graphs import IN_PLACE_OPSET, VISION_ENCODER
 from feather_edge.platform_facts import installed
 from feather_edge.recipes.precision import is_dynamic, lowest_cosine
+from feather_edge.runtime.backend_names import OPENVINO_BF16
 from feather_edge.runtime.backends import create_backend
 from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from feather_edge.runtime.backends.openvino import OpenVinoBackend
 from feather_edge.runtime.receipt import subject
 from feather_edge.runtime.session import Session
 from feather_edge.samples import shipped_samples
@@ -215,7 +217,7 @@ def verify(
             for sample, answer in zip(samples, expected, strict=True)
         )
         notes = session.notes
-    lowest = lowest_cosine(recipe)
+    lowest = lowest_cosine(recipe, computed_in="bf16" if backend == OPENVINO_BF16 else None)
     return VerifyReport(
         bundle=str(bundle.path),
         tested=name,
@@ -243,12 +245,12 @@ def _present_links(
     skipped = [] if others else [f"the graphs are in opset {main} alone"]
     if layers:
         return links, (*skipped, "openvino and engines give no single layers")
-    if importlib.util.find_spec("openvino") is None:
-        skipped.append("openvino is not installed")
-    elif main == IN_PLACE_OPSET:
+    if main == IN_PLACE_OPSET:
         skipped.append(f"openvino reads no opset {main}")
     else:
-        links.append({"backend": "openvino"})
+        names, reason = _present_openvino(bundle)
+        links += [{"backend": name} for name in names]
+        skipped += [] if reason is None else [reason]
     for name in engine_targets(bundle.path) if target is None else (target,):
         kind = read_record(bundle.path, name, VISION_ENCODER).backend
         if importlib.util.find_spec(kind.replace("-", "_")) is None:
@@ -256,6 +258,20 @@ def _present_links(
         else:
             links.append({"backend": kind, "target": name})
     return links, tuple(skipped)
+
+
+def _present_openvino(bundle: Bundle) -> tuple[list[str], str | None]:
+    """Return which backends of OpenVINO run a bundle here, plain first, and why no more."""
+    found: list[str] = []
+    for in_bf16 in (False, True):
+        try:
+            backend = OpenVinoBackend(in_bf16=in_bf16)
+            for spec in (bundle.vision_encoder, *bundle.decoders):
+                backend.precision_of(spec)
+        except BackendError as error:
+            return found, str(error)
+        found.append(backend.name)
+    return found, None
 
 
 class _FormBackend(OnnxRuntimeBackend):

@@ -10,7 +10,8 @@ import pytest
 if TYPE_CHECKING:
     from support.bundles import BundleFactory
 
-pytest_plugins = ("support.devices",)  # fixtures `gpu` and `trt`
+# Fixtures `gpu`, `trt` and `capabilities`.
+pytest_plugins = ("support.devices", "support.openvino")
 
 # The same examples on every run, and no clock: CI machines share their cores.
 hypothesis.settings.register_profile(

@@ -32,12 +32,15 @@ LOWEST_CHECKPOINT_COSINE: dict[Precision, float] = {
 """Of a bundle and its checkpoint in float32: what rounding weights costs is in it."""
 
 
-def lowest_cosine(recipe: ExportRecipe, *, to_checkpoint: bool = False) -> float:
+def lowest_cosine(
+    recipe: ExportRecipe, *, to_checkpoint: bool = False, computed_in: Precision | None = None
+) -> float:
     """Return what `verify` asks of every output: the recipe's own, or by the coarsest precision.
 
     Args:
         recipe: of the bundle.
         to_checkpoint: whether it is compared with its checkpoint, not with another backend.
+        computed_in: what a backend computes float32 graphs in, where it is not that.
     """
     if recipe.lowest_cosine is not None:
         return recipe.lowest_cosine
@@ -45,6 +48,7 @@ def lowest_cosine(recipe: ExportRecipe, *, to_checkpoint: bool = False) -> float
     head = head_precision(recipe)
     parts = [recipe.precision, vision_precision(recipe)]
     parts += [] if head == "float" else [head]
+    parts += [] if computed_in is None else [computed_in]
     return min(table[part] for part in parts)
 
 

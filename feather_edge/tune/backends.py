@@ -60,11 +60,12 @@ def measure_backends(
             raise errors[0]
         answers: dict[str, list[Result]] = {name: [] for name in sessions}
         names = list(sessions)
+        num_tokens = _num_tokens(sessions[names[0]], requests)
         for number in range(warmup + repeat):
             (request,) = requests(number, 1)
             for name in names if number % 2 else reversed(names):
                 result = sessions[name].generate(
-                    request.image, request.prompt, max_new_tokens=NUM_TOKENS
+                    request.image, request.prompt, max_new_tokens=num_tokens
                 )
                 if number >= warmup:
                     answers[name].append(result)
@@ -80,6 +81,13 @@ def measure_backends(
         repeat=repeat,
         times=best_first(times),
     )
+
+
+def _num_tokens(session: Session, requests: Requests) -> int:
+    """Return how many tokens each answer may have: fewer where a prompt almost fills the model."""
+    (first,) = requests(0, 1)
+    probe = session.generate(first.image, first.prompt, max_new_tokens=1)
+    return min(NUM_TOKENS, session.bundle.manifest.max_positions - probe.num_prompt_tokens)
 
 
 def _time(measured: Fingerprint, answers: Sequence[Result]) -> BackendTime:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from support.bundles import BundleFactory
+    from support.openvino import SetCapabilities
 
 FAMILIES: dict[str, tuple[Callable[..., Path], dict[str, Any]]] = {
     "llava": (tiny_llava, {"num_layers": 2}),
@@ -97,12 +98,35 @@ def test_another_checkpoints_prompt(bundles: BundleFactory) -> None:
     assert not report.verdict.passed
 
 
-def test_all_that_there_is(bundles: BundleFactory) -> None:
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_all_that_there_is(
+    bundles: BundleFactory, capabilities: SetCapabilities, *, has_bf16: bool
+) -> None:
+    capabilities("FP32", *(["BF16"] if has_bf16 else []))
     exported = bundles(num_layers=2, recipe=RECIPE)
     chain = verify_chain(exported.bundle, checkpoint=exported.checkpoint)
-    assert [each.reference for each in chain.reports] == [
-        "transformers, unpruned", "onnxruntime with opset 23",
-    ]  # fmt: skip
-    assert [each.tested for each in chain.reports] == ["onnxruntime with opset 23", "openvino"]
-    assert chain.skipped == ("the graphs are in opset 23 alone",)
     assert chain.passed
+    checkpoint, *others = chain.reports
+    assert (checkpoint.tested, checkpoint.reference) == (
+        "onnxruntime with opset 23", "transformers, unpruned",
+    )  # fmt: skip
+    assert {each.reference for each in others} == {"onnxruntime with opset 23"}
+    skipped = [reason.partition(" needs ")[0] for reason in chain.skipped]
+    # Rounding to bfloat16 is not held to what float32 is.
+    lowest = {each.tested: each.lowest_cosine for each in others}
+    if has_bf16:
+        assert lowest == {"openvino": 0.9999, "openvino-bf16": 0.99}
+        assert skipped == ["the graphs are in opset 23 alone"]
+    else:
+        assert lowest == {"openvino": 0.9999}
+        assert skipped == ["the graphs are in opset 23 alone", "backend openvino-bf16"]
+
+
+def test_bfloat16_is_skipped_for_graphs_of_float16(
+    bundles: BundleFactory, capabilities: SetCapabilities
+) -> None:
+    capabilities("FP32", "BF16")
+    exported = bundles(num_layers=2, recipe=ExportRecipe(opset="23", precision="fp16"))
+    chain = verify_chain(exported.bundle)
+    assert [each.tested for each in chain.reports] == ["openvino"]
+    assert "is float16, and openvino-bf16 runs graphs of float32" in chain.skipped[1]

@@ -83,7 +83,11 @@ def test_openvino_is_missing_or_runs_a_graph(monkeypatch: pytest.MonkeyPatch) ->
     _probes.run_openvino()
     installed(monkeypatch, openvino="2026.4")
     probed(monkeypatch)
-    assert backend("openvino", "cpu").state == "works"
+    assert backend("openvino", "cpu").state == backend("openvino-bf16", "cpu").state == "works"
+    lacking = "backend openvino-bf16 needs a processor that multiplies in bfloat16"
+    probed(monkeypatch, openvino_bf16=lacking)
+    found = backend("openvino-bf16", "cpu")
+    assert (found.state, found.remedy) == ("missing", lacking)
     installed(monkeypatch)
     assert backend("openvino", "cpu").remedy == "pip install 'feather-edge[openvino]'"
 

@@ -77,7 +77,7 @@ class OpenVinoBackend(Backend):
         """See ``Backend.open``."""
         hints = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": self._precision(spec),
+            "INFERENCE_PRECISION_HINT": self.precision_of(spec),
             "INFERENCE_NUM_THREADS": self._num_threads,
         }
         try:
@@ -87,8 +87,12 @@ class OpenVinoBackend(Backend):
             raise BackendError(f"openvino cannot load {file}: {_reason(error)}") from error
         return _OpenVinoGraph(self._openvino, compiled, request, spec)
 
-    def _precision(self, spec: GraphSpec) -> str:
-        """Return what a graph is computed in."""
+    def precision_of(self, spec: GraphSpec) -> str:
+        """Return what a graph is computed in, as OpenVINO calls it.
+
+        Raises:
+            BackendError: if this backend runs no graphs of its type.
+        """
         dtype = spec.inputs[0].dtype
         if self.name == OPENVINO_BF16 and dtype == "float32":
             return "bf16"

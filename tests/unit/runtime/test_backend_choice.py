@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from feather_edge import Session
-from feather_edge.bench import scene_requests
+from feather_edge.bench import picture_requests, scene_requests
 from feather_edge.bundle import Bundle
 from feather_edge.recipes import ExportRecipe
 from feather_edge.runtime.backend_choice import (
@@ -201,3 +202,14 @@ def test_a_missing_backend_is_left_out(bundle: Bundle, monkeypatch: pytest.Monke
         bundle, scene_requests(seed=0), warmup=0, repeat=1, command="feather-edge tune"
     )
     assert [time.fingerprint.backend for time in found.times] == ["onnxruntime"]
+
+
+def test_a_prompt_that_almost_fills_the_model_is_measured(bundle: Bundle) -> None:
+    requests = picture_requests(PICTURE, "what is it ?", seed=0)
+    (first,) = requests(0, 1)
+    with Session.open(bundle) as session:
+        answer = session.generate(first.image, first.prompt, max_new_tokens=1)
+    manifest = msgspec.structs.replace(bundle.manifest, max_positions=answer.num_prompt_tokens + 2)
+    full = dataclasses.replace(bundle, manifest=manifest)
+    found = measure_backends(full, requests, warmup=0, repeat=1, command="feather-edge tune")
+    assert {time.fingerprint.backend for time in found.times} >= {"onnxruntime", "openvino"}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from support.bundles import BundleFactory
+    from support.openvino import SetCapabilities
 
     from feather_edge.bundle import Bundle
 
@@ -97,20 +98,8 @@ def test_float16_graphs_run(bundles: BundleFactory) -> None:
     assert len(result.token_ids) == 4
 
 
-def capabilities(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Let OpenVINO say of this processor what it can do."""
-    core = pytest.importorskip("openvino").Core
-    true = core.get_property
-
-    def get_property(self: Any, *arguments: Any) -> Any:
-        asked = arguments[-1] == "OPTIMIZATION_CAPABILITIES"
-        return list(names) if asked else true(self, *arguments)
-
-    monkeypatch.setattr(core, "get_property", get_property)
-
-
-def test_bfloat16_is_refused_where_it_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    capabilities(monkeypatch, "FP32", "INT8")
+def test_bfloat16_is_refused_where_it_would_be_emulated(capabilities: SetCapabilities) -> None:
+    capabilities("FP32", "INT8")
     with pytest.raises(BackendError) as caught:
         create_backend("openvino-bf16")
     assert str(caught.value) == (
@@ -120,9 +109,9 @@ def test_bfloat16_is_refused_where_it_would_be_emulated(monkeypatch: pytest.Monk
 
 
 def test_bfloat16_is_what_the_graphs_are_compiled_for(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capabilities: SetCapabilities
 ) -> None:
-    capabilities(monkeypatch, "FP32", "BF16")
+    capabilities("FP32", "BF16")
     backend = create_backend("openvino-bf16", bundle, num_threads=1)
     asked: list[dict[str, Any]] = []
     core = type(backend._core)
@@ -149,12 +138,12 @@ def test_bfloat16_is_what_the_graphs_are_compiled_for(
 )
 def test_graphs_of_other_types_are_refused(
     bundles: BundleFactory,
-    monkeypatch: pytest.MonkeyPatch,
+    capabilities: SetCapabilities,
     name: str,
     precision: str,
     message: str,
 ) -> None:
-    capabilities(monkeypatch, "FP32", "BF16")
+    capabilities("FP32", "BF16")
     exported = bundles(
         num_layers=4, image_size=56, recipe=ExportRecipe(stages=(2,), precision=precision)
     ).bundle
