@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 CHUNK = 25
 """Scenes that every run answers before any run goes on to the next ones."""
-NUM_QUANTISED_SCENES = 100
 BOX_FORMAT = "0-100"
 PAPER_LOCALISATION, PAPER_GQA = 53.2, 63.3
 """Of the paper's unpruned model."""
@@ -65,7 +64,6 @@ class Run:
             the decoder is split, so one run of each precision does.
         paper: the paper's row of a method and keep ratio, where it has one.
         float_run: of a quantised bundle, the run whose bundle has the same stages in float32.
-        num_scenes: asked at most; None is every one.
     """
 
     where: str
@@ -74,16 +72,11 @@ class Run:
     asks_unpruned: bool = False
     paper: Mapping[Key, Published] = field(default_factory=dict)
     float_run: str | None = None
-    num_scenes: int | None = None
 
     @property
     def precision(self) -> str:
         """Of the decoder."""
         return self.recipe.precision
-
-    def of(self, task: Task) -> Task:
-        """Return the part of a task that is asked."""
-        return dataclasses.replace(task, samples=task.samples[: self.num_scenes])
 
 
 def _single(layer: int, paper: dict[Key, Published]) -> Run:
@@ -147,22 +140,19 @@ _FLOAT_RUNS = {
 
 def _quantised(name: str, precision: Precision) -> Run:
     run = _FLOAT_RUNS[name]
-    methods = tuple(each for each in run.comparison.methods if each in {"feather", "fastv"})
     return dataclasses.replace(
         run,
         # The vision encoder stays as it is, so that only the decoder differs.
         recipe=msgspec.structs.replace(run.recipe, precision=precision, vision_precision="fp32"),
-        comparison=dataclasses.replace(run.comparison, methods=methods),
         paper={},
         float_run=name,
-        num_scenes=NUM_QUANTISED_SCENES,
     )
 
 
 RUNS = _FLOAT_RUNS | {
     f"{name}-{precision}": _quantised(name, precision)
     for precision in ("int8", "int4")
-    for name in ("feather", "layer-3", "layer-8")
+    for name in _FLOAT_RUNS
 }
 
 
@@ -215,9 +205,8 @@ class Answers:
         for end in range(CHUNK, len(self.task.samples) + CHUNK, CHUNK):
             chunk = self._first(end)
             for name in names:
-                if end - CHUNK < (RUNS[name].num_scenes or end):
-                    self._gather(name, chunk)
-                    yield name, min(end, len(self.task.samples))
+                self._gather(name, chunk)
+                yield name, min(end, len(self.task.samples))
 
     def num_complete(self, names: Iterable[str]) -> int:
         """Return how many scenes, from the first, all of some runs have answered."""
@@ -244,7 +233,7 @@ class Answers:
         run = RUNS[name]
         return gather(
             self.bundle(name),
-            run.of(task),
+            task,
             run.comparison,
             output=self.folder / name,
             box_format=BOX_FORMAT,
@@ -257,12 +246,11 @@ class Answers:
         keys = set(run.comparison.prunings(Bundle.open(self.bundle(name))))
         if not run.asks_unpruned:
             keys.remove(UNPRUNED)
-        samples = run.of(self.task).samples
-        for count, sample in enumerate(samples):
+        for count, sample in enumerate(self.task.samples):
             numbers = range(len(sample.questions))
             if any((sample.name, n, *key) not in there for key in keys for n in numbers):
                 return count
-        return len(samples)
+        return len(self.task.samples)
 
 
 def runs_of(precision: str) -> list[str]:
