@@ -22,7 +22,7 @@ from compare_peers.checkpoints import write_checkpoint
 from compare_peers.conditions import conditions
 from compare_peers.models import MODELS
 from compare_peers.runner import TOOLS, Answer, PeerError, Worker, measure
-from compare_peers.workers import Process, Workers
+from compare_peers.workers import Workers, shared_processes
 from feather_edge.platform_facts import read_platform
 from feather_edge.staging import write_whole
 
@@ -154,12 +154,9 @@ class Arena:
             )
         }
         requests = self._requests("round", self.settings.num_rounds + 1)
-        processes = {
-            row: Process(
-                name=self._process(row), memory_mib=known[row.name]["facts"]["peak_rss_mib"]
-            )
-            for row in rows
-        }
+        processes = shared_processes(
+            {row: (self._process(row), known[row.name]["facts"]["peak_rss_mib"]) for row in rows}
+        )
         room_mib = (read_platform().free_memory_mib or 0) - SPARE_MIB
         warm_up = self._requests("warm-up", 1)[0] | {"max_new_tokens": 2}
         with Workers(self._start, processes, warm_up, room_mib=room_mib) as workers:

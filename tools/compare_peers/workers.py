@@ -25,11 +25,24 @@ class Process:
     memory_mib: float
 
 
+def shared_processes(rows: Mapping[Row, tuple[str, float]]) -> dict[Row, Process]:
+    """Return the process of each row.
+
+    Args:
+        rows: name of the process, and the most MiB that it held when it answered this row.
+    """
+    largest: dict[str, float] = {}
+    for name, memory_mib in rows.values():
+        largest[name] = max(memory_mib, largest.get(name, 0.0))
+    return {row: Process(name=name, memory_mib=largest[name]) for row, (name, _) in rows.items()}
+
+
 class Workers:
     """Keeps processes between their turns, and ends one where another needs its memory.
 
     In a round of turns that one is needed last which had its turn last, so it is ended first. A
-    process that starts, or starts again, answers one question that does not count.
+    process that starts, or starts again, answers one question that does not count in the way of
+    each of its rows: the first of a length may take longer.
 
     Args:
         start: starts the process of a row.
@@ -70,7 +83,8 @@ class Workers:
         else:
             self._make_room(process.memory_mib)
             worker = self._running[process] = self._start(row)
-            worker.ask(self._warm_up | {"keep_ratio": row.keep_ratio})
+            for keep_ratio in self._keep_ratios(process):
+                worker.ask(self._warm_up | {"keep_ratio": keep_ratio})
         return worker.ask(request | {"keep_ratio": row.keep_ratio})
 
     def keep(self, rows: Iterable[Row]) -> None:
@@ -78,6 +92,9 @@ class Workers:
         kept = {self._processes[row] for row in rows}
         for process in [each for each in self._running if each not in kept]:
             self._running.pop(process).close()
+
+    def _keep_ratios(self, process: Process) -> list[float | None]:
+        return [row.keep_ratio for row, each in self._processes.items() if each == process]
 
     def _make_room(self, needed_mib: float) -> None:
         used_mib = sum(process.memory_mib for process in self._running)

@@ -18,7 +18,7 @@ from compare_peers.prompts import TEMPLATES
 from compare_peers.report import model_report
 from compare_peers.runner import Answer, PeerError, Worker, measure, turns
 from compare_peers.summary import bars, fastest, kept, median, ratio
-from compare_peers.workers import Process, Workers
+from compare_peers.workers import Process, Workers, shared_processes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -220,8 +220,8 @@ class _FakeWorker:
 
 def test_processes_share_what_memory_there_is():
     log: list[str] = []
-    peer, other = Process(name="a", memory_mib=60), Process(name="b", memory_mib=50)
-    processes = {PEER: peer, RIVAL: peer, OURS: other}
+    processes = shared_processes({PEER: ("a", 60), RIVAL: ("a", 55), OURS: ("b", 50)})
+    assert processes[PEER] == processes[RIVAL] == Process(name="a", memory_mib=60)
 
     def start(row: Row) -> _FakeWorker:
         return _FakeWorker(row, log)
@@ -231,7 +231,7 @@ def test_processes_share_what_memory_there_is():
             workers.ask(row, {"question": "q"})
         workers.keep([OURS])
     assert log == [
-        "peer starts", "peer warm None", "peer q None", "peer q 0.25",
+        "peer starts", "peer warm None", "peer warm 0.25", "peer q None", "peer q 0.25",
         "ours starts", "ours warm None", "ours q None", "peer q None", "peer ends", "ours ends",
     ]  # fmt: skip
     log.clear()
@@ -240,7 +240,7 @@ def test_processes_share_what_memory_there_is():
             workers.ask(row, {"question": "q"})
         assert log[-4:] == ["peer ends", "ours starts", "ours warm None", "ours q None"]
         workers.ask(PEER, {"question": "q"})
-        assert log[-4:] == ["ours ends", "peer starts", "peer warm None", "peer q None"]
+        assert log[-5:-2] == ["ours ends", "peer starts", "peer warm None"]
 
 
 def test_conditions_tell_what_every_core_can_do():
