@@ -68,8 +68,10 @@ def dense(
         g.weights.tensor(source, shape=(out_size, in_size))
         for source, out_size in zip(sources, out_sizes, strict=True)
     ]
-    if form in {"int8", "int4"} and math.gcd(in_size, g.precision.block_size) < MIN_BLOCK_SIZE:
-        form = "float"  # TensorRT takes whole blocks only, and these inputs have none
+    # TensorRT and OpenVINO take whole blocks only.
+    block_size = math.gcd(in_size, g.precision.block_size)
+    if form in {"int8", "int4"} and block_size < MIN_BLOCK_SIZE:
+        form = "float"
     if form in {"float", "probe"}:
         weight = g.weight(
             *sources,
@@ -85,17 +87,24 @@ def dense(
         return y
     if form == "int8-dynamic":
         return _dynamic(g, x, views, name=name)
-    return _in_blocks(g, x, views, bits=4 if form == "int4" else 8, name=name)
+    bits = 4 if form == "int4" else 8
+    return _in_blocks(g, x, views, bits=bits, block_size=block_size, name=name)
 
 
 def _in_blocks(
-    g: GraphBuilder, x: ir.Value, views: Sequence[TensorView], *, bits: int, name: str
+    g: GraphBuilder,
+    x: ir.Value,
+    views: Sequence[TensorView],
+    *,
+    bits: int,
+    block_size: int,
+    name: str,
 ) -> ir.Value:
     precision = g.precision
     quantised = BlockQuantised(
         views,
         bits=bits,
-        block_size=precision.block_size,
+        block_size=block_size,
         clipping=precision.clipping,
         dtype=np.dtype(precision.dtype),
     )
@@ -107,7 +116,7 @@ def _in_blocks(
         quantised.codes,
         shape=(in_size, out_size),
         bits=bits,
-        block_size=precision.block_size,
+        block_size=block_size,
         name=name,
     )
 
@@ -129,7 +138,7 @@ def _blocks_product(
         f"{g.path(name)}.scales",
         lambda: ir.Tensor(read_scales()),
         dtype=g.dtype,
-        shape=(-(-in_size // block_size), out_size),
+        shape=(in_size // block_size, out_size),
     )
     codes = g.lazy(
         f"{g.path(name)}.int{bits}",

@@ -40,9 +40,9 @@ def block_scales(
     """Return the scales of blocks of inputs.
 
     Args:
-        rows: weights [out, in]; a last block may be shorter.
+        rows: weights [out, in].
         bits: of a code.
-        block_size: inputs of a block.
+        block_size: inputs of a block; a divisor of ``in``.
         clipping: see ``ExportRecipe``.
         dtype: of the scales; codes are chosen for scales as they are stored.
 
@@ -70,7 +70,7 @@ def block_codes(
 ) -> NDArray[np.int8]:
     """Return the codes [out, in] of weights [out, in] under ``scales`` [out, blocks]."""
     codes = _codes(_in_blocks(rows, block_size), scales, bits)
-    return codes.reshape(len(rows), -1)[:, : rows.shape[1]]
+    return codes.reshape(rows.shape)
 
 
 def pack_int4(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
@@ -107,7 +107,7 @@ class BlockQuantised:
 
     def scales(self) -> NDArray[Any]:
         """Return [blocks, out]."""
-        num_blocks = -(-self._views[0].shape[1] // self._block_size)
+        num_blocks = self._views[0].shape[1] // self._block_size
         scales = np.empty((num_blocks, _num_rows(self._views)), self._dtype)
         for start, rows in _chunks(self._views):
             scales[:, start : start + len(rows)] = block_scales(
@@ -215,10 +215,8 @@ def _num_rows(views: Sequence[TensorView]) -> int:
 
 
 def _in_blocks(rows: NDArray[np.float32], block_size: int) -> NDArray[np.float32]:
-    """Return [out, blocks, block_size], a short last block filled up with zeros."""
-    missing = -rows.shape[1] % block_size
-    padded = np.pad(rows, ((0, 0), (0, missing))) if missing else rows
-    return padded.reshape(len(rows), -1, block_size)
+    """Return [out, blocks, block_size]."""
+    return rows.reshape(len(rows), -1, block_size)
 
 
 def _stored(scales: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:

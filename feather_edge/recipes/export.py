@@ -57,7 +57,8 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             the decoder's activations, ``int8`` has a scale for each token. None is ``float`` or
             the checkpoint's own type where that is narrower and no tied float head shares them.
         activations: type of everything but weights where those are integers; None is fp32.
-        block_size: consecutive inputs of a dense layer that share a scale.
+        block_size: consecutive inputs of a dense layer that share a scale; of layers that it does
+            not divide, the largest power of two that does.
         clipping: ``mse`` chooses the scales of blocks by least squared error, at the price of the
             largest weights; ``none`` by the largest weight.
         opset: of the graphs; all forms share one file of weights. None is every form that can

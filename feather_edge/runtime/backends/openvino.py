@@ -8,6 +8,7 @@ the processor has it, which changes what is kept, so that is a backend of its ow
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,8 @@ SHAPES_KEPT = "CPU_RUNTIME_CACHE_CAPACITY"
 NUM_SHAPES_KEPT = 50
 """Its default is 5000, and every prompt and decode step is a new shape: see docs/log.md."""
 
+GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+CODE_TYPES = ("i8", "i4")
 PRECISIONS = {"float32": "f32", "float16": "f16"}
 
 
@@ -62,26 +65,34 @@ class OpenVinoBackend(Backend):
                 "backend openvino is not installed; run: pip install 'feather-edge[openvino]'"
             ) from error
         self._openvino = openvino
-        self._core = openvino.Core()
+        self._core = self._new_core()
+        self._decoder_core = self._new_core()
+        self._decoder_core.add_extension(ConversionExtension("Attention", _grouped_attention))
         if in_bf16:
             self.name = OPENVINO_BF16
             _require_bf16(self._core.get_property(CPU, "OPTIMIZATION_CAPABILITIES"))
-        self._core.add_extension(ConversionExtension(*PRUNE_OP, _top_k_uniform_gather))
-        # Versions that do not know it keep more than is needed; they are not in error.
-        with contextlib.suppress(Exception):
-            self._core.set_property(CPU, {SHAPES_KEPT: NUM_SHAPES_KEPT})
+        self._decoder_core.add_extension(ConversionExtension(*PRUNE_OP, _top_k_uniform_gather))
         self.num_threads = num_threads
         self._num_threads = num_threads or default_num_threads()
 
+    def _new_core(self) -> Any:
+        core = self._openvino.Core()
+        # Versions that do not know it keep more than is needed; they are not in error.
+        with contextlib.suppress(Exception):
+            core.set_property(CPU, {SHAPES_KEPT: NUM_SHAPES_KEPT})
+        return core
+
     def open(self, file: Path, spec: GraphSpec) -> Graph:
         """See ``Backend.open``."""
+        core = self._decoder_core if spec.caches else self._core
         hints = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": self.precision_of(spec),
             "INFERENCE_NUM_THREADS": self._num_threads,
         }
         try:
-            compiled = self._core.compile_model(self._core.read_model(file), CPU, hints)
+            model = core.read_model(file)
+            compiled = core.compile_model(model, CPU, hints | _rounding(model))
             request = compiled.create_infer_request()
         except Exception as error:  # what the bindings raise has no common class of its own
             raise BackendError(f"openvino cannot load {file}: {_reason(error)}") from error
@@ -162,6 +173,50 @@ def _require_bf16(capabilities: list[str]) -> None:
 def _smallest(shape: Any) -> list[int]:
     """Return a shape that a run makes as large as it needs."""
     return [0 if dim.is_dynamic else dim.get_length() for dim in shape]
+
+
+def _rounding(model: Any) -> dict[str, int]:
+    """Return how what enters quantised layers is rounded: in groups like their weights' blocks.
+
+    Layers with smaller blocks than a group stay in float; groups smaller than blocks cost time.
+    """
+    sizes = [
+        node.get_output_shape(0)[1]  # of [blocks, size, out]
+        for node in model.get_ops()
+        if node.get_type_name() == "Reshape" and _is_codes(node.input_value(0).get_node())
+    ]
+    return {GROUP_SIZE: min(sizes)} if sizes else {}
+
+
+def _is_codes(node: Any) -> bool:
+    if node.get_type_name() != "Constant":
+        return False
+    return node.get_element_type().get_type_name() in CODE_TYPES
+
+
+def _grouped_attention(node: Any) -> list[Any]:
+    """Return attention [B, H, S, Dh], the query heads of each key head as rows of one product.
+
+    OpenVINO's own conversion copies keys and values for every query head: at a decode step, most
+    of what attention takes.
+    """
+    from openvino import opset14 as ops
+
+    query, key, value, mask = (node.get_input(index) for index in range(4))
+    num_heads, num_kv_heads = (t.get_partial_shape()[1].get_length() for t in (query, key))
+    head_dim = query.get_partial_shape()[3].get_length()
+    scale = node.get_attribute("scale") if node.has_attribute("scale") else head_dim**-0.5
+    dtype = query.get_element_type().to_dtype().type
+    ints = functools.partial(ops.constant, dtype=np.int64)
+
+    scaled = ops.multiply(query, ops.constant(dtype(scale)))
+    rows = ops.reshape(scaled, ints([0, num_kv_heads, -1, head_dim]), special_zero=True)
+    hidden = ops.select(mask, ops.constant(dtype(0)), ops.constant(np.finfo(dtype).min))
+    hidden = ops.tile(hidden, ints([1, 1, num_heads // num_kv_heads, 1]))
+    weights = ops.softmax(ops.add(ops.matmul(rows, key, False, True), hidden), -1)
+    attended = ops.matmul(weights, value, False, False)  # [B, Hkv, G S, Dh]
+    heads_first = ops.reshape(attended, ints([0, num_heads, -1, head_dim]), special_zero=True)
+    return [heads_first.output(0)]
 
 
 def _top_k_uniform_gather(node: Any) -> list[Any]:

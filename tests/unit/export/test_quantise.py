@@ -47,13 +47,13 @@ def round_trip(rows: np.ndarray, bits: int, block_size: int, **options: Any) -> 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_blocks_are_what_a_loop_gives(bits: int, dtype: Any) -> None:
-    rows, size, highest = weights(3, 40), 16, 2 ** (bits - 1) - 1
+    rows, size, highest = weights(3, 48), 16, 2 ** (bits - 1) - 1
     scales = block_scales(rows, bits=bits, block_size=size, clipping="none", dtype=np.dtype(dtype))
     codes = block_codes(rows, scales, bits=bits, block_size=size)
     assert scales.shape == (3, 3)
     assert scales.dtype == dtype
     for row in range(3):
-        for column in range(40):
+        for column in range(48):
             block = column // size
             largest = np.abs(rows[row, block * size : (block + 1) * size]).max()
             scale = np.float32(dtype(largest / np.float32(highest)))
@@ -115,7 +115,7 @@ def test_layers_side_by_side_in_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int
 ) -> None:
     """However few rows are read at a time, the outcome is that of all at once, transposed."""
-    parts = weights(5, 40, 1), weights(7, 40, 2)
+    parts = weights(5, 48, 1), weights(7, 48, 2)
     joined = np.concatenate(parts)
     options: dict[str, Any] = {"clipping": "mse", "dtype": np.dtype(np.float16)}
     expected = block_scales(joined, bits=bits, block_size=16, **options)

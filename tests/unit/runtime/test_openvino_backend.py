@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import pytest
+from support.families.gemma import tiny_gemma3, tiny_paligemma
 from support.images import random_images
 from support.sealing import seal_files
 
@@ -61,6 +62,38 @@ def test_answers_are_those_of_onnxruntime(
     for kept, expected in zip(ours.stages, reference.stages, strict=True):
         assert kept.kept_indices.tolist() == expected.kept_indices.tolist()
     assert (ours.backend, ours.device) == ("openvino", "cpu")
+
+
+@pytest.mark.parametrize("make", [tiny_gemma3, tiny_paligemma])
+def test_masks_and_scales_of_other_decoders_hold(bundles: BundleFactory, make: Any) -> None:
+    exported = bundles(make, recipe=ExportRecipe(stages=(2,), opset="23")).bundle
+    answers = []
+    for backend in ("onnxruntime", "openvino"):
+        with Session.open(exported, backend=backend) as session:
+            answers.append(session.generate(random_images(1), PROMPT, max_new_tokens=6))
+    assert answers[0].token_ids == answers[1].token_ids
+
+
+@pytest.mark.parametrize("block_size", [16, 64])
+def test_activations_are_rounded_in_the_blocks_of_the_weights(
+    bundles: BundleFactory, monkeypatch: pytest.MonkeyPatch, block_size: int
+) -> None:
+    recipe = ExportRecipe(stages=(2,), precision="int8", block_size=block_size)
+    exported = bundles(num_layers=4, image_size=56, recipe=recipe).bundle
+    asked: list[int] = []
+    core = pytest.importorskip("openvino").Core
+    compile_model = core.compile_model
+
+    def noted(self: Any, model: Any, device: str, hints: dict[str, Any]) -> Any:
+        asked.append(hints["DYNAMIC_QUANTIZATION_GROUP_SIZE"])
+        return compile_model(self, model, device, hints)
+
+    monkeypatch.setattr(core, "compile_model", noted)
+    with Session.open(exported, backend="openvino") as session:
+        assert session.generate(random_images(1), PROMPT, max_new_tokens=2).token_ids
+    # The smallest of a graph: inputs that 64 does not divide have smaller blocks.
+    assert set(asked) <= {16, 32, 64}
+    assert max(asked) == (16 if block_size == 16 else 32)
 
 
 def test_ties_go_to_the_lowest_row(bundle: Bundle) -> None:
