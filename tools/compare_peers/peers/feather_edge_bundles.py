@@ -19,7 +19,7 @@ ENVIRONMENT = Environment(
 )
 KEEP_RATIO = 0.3
 BLOCK_SIZE = 64
-"""Of `int8`: within 1 % of fp32's perplexity, and faster than 32 on OpenVINO; docs/precision.md."""
+"""Of `int8`: within 1 % of fp32, and faster than 32 on OpenVINO; docs/precision.md."""
 VARIANTS: dict[str, Precision] = {
     "fp32 onnxruntime": "32",
     "fp32 openvino": "32",
