@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +38,10 @@ NUM_SHAPES_KEPT = 50
 GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 CODE_TYPES = ("i8", "i4")
 PRECISIONS = {"float32": "f32", "float16": "f16"}
+
+_READING = threading.Lock()
+"""Held while a model is read: OpenVINO keeps a lock of its own while it calls our converters, and
+threads that wait for it hold the interpreter's, which a converter needs. See docs/log.md."""
 
 
 class OpenVinoBackend(Backend):
@@ -91,7 +96,8 @@ class OpenVinoBackend(Backend):
             "INFERENCE_NUM_THREADS": self._num_threads,
         }
         try:
-            model = core.read_model(file)
+            with _READING:
+                model = core.read_model(file)
             compiled = core.compile_model(model, CPU, hints | _rounding(model))
             request = compiled.create_infer_request()
         except Exception as error:  # what the bindings raise has no common class of its own

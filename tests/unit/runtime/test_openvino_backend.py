@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,6 +96,25 @@ def test_activations_are_rounded_in_the_blocks_of_the_weights(
     # The smallest of a graph: inputs that 64 does not divide have smaller blocks.
     assert set(asked) <= {16, 32, 64}
     assert max(asked) == (16 if block_size == 16 else 32)
+
+
+def test_one_model_is_read_at_a_time(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads side by side may wait for one another for ever."""
+    core = pytest.importorskip("openvino").Core
+    read_model = core.read_model
+    reading = threading.Lock()
+
+    def noted(self: Any, file: Any) -> Any:
+        assert reading.acquire(blocking=False), "another model is being read"
+        try:
+            time.sleep(0.02)
+            return read_model(self, file)
+        finally:
+            reading.release()
+
+    monkeypatch.setattr(core, "read_model", noted)
+    with Session.open(bundle, backend="openvino") as session:
+        assert session.generate(random_images(1), PROMPT, max_new_tokens=1).token_ids
 
 
 def test_ties_go_to_the_lowest_row(bundle: Bundle) -> None:
