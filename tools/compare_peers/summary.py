@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
+
+from compare_peers.contenders import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -83,7 +85,7 @@ def bars(
     claim("TTFT, pruned by the fastest unpruned peer", pruned, unpruned, "ttft_ms", 0.5)
     claim("TTFT, pruned by the fastest pruned peer", pruned, rivals, "ttft_ms", 0.75)
     claim("TPOT, pruned by the fastest peer", pruned, everyone, "tpot_ms", 1.0)
-    for bits in ("32", "8"):
+    for bits in get_args(Precision):
         claim(
             f"TTFT, both unpruned, weights of {bits} bits",
             [row for row in ours if row.keep_ratio is None and row.precision == bits],

@@ -1,4 +1,4 @@
-"""Feather-edge itself: bundles of three precisions, on two backends, unpruned and pruned.
+"""Feather-edge itself: bundles of three precisions, on three backends, unpruned and pruned.
 
 Not `int8-dynamic` on OpenVINO, which multiplies its codes as float32: slower than float32 itself.
 """
@@ -23,8 +23,10 @@ BLOCK_SIZE = 64
 VARIANTS: dict[str, Precision] = {
     "fp32 onnxruntime": "32",
     "fp32 openvino": "32",
+    "fp32 openvino-bf16": "16",
     "int8 onnxruntime": "8",
     "int8 openvino": "8",
+    "int8 openvino-bf16": "8",
     "int8-dynamic onnxruntime": "8",
 }
 ROWS = tuple(

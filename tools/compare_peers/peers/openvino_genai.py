@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from compare_peers.contenders import Environment, Row
+from compare_peers.contenders import Environment, Precision, Row
 from compare_peers.prompts import TEMPLATES
 
 if TYPE_CHECKING:
@@ -40,22 +40,21 @@ ENVIRONMENT = Environment(
     bare=("optimum-intel==2.2.0", "nncf==3.4.0", "torchvision==0.28.0"),
 )
 CDPRUNER_KEEPS = 0.25
-ROWS = (
-    Row(name="OpenVINO GenAI f32", variant="fp32 f32", precision="32"),
+VARIANTS: dict[str, tuple[str, Precision]] = {
+    "f32": ("fp32 f32", "32"),
+    "bf16": ("fp32 bf16", "16"),
+    "int8": ("int8 f32", "8"),
+    "int8 in bf16": ("int8 bf16", "8"),  # what it does by itself where the processor has bf16
+}
+ROWS = tuple(
     Row(
-        name="OpenVINO GenAI f32, CDPruner",
-        variant="fp32 f32",
-        precision="32",
-        keep_ratio=CDPRUNER_KEEPS,
-    ),
-    Row(name="OpenVINO GenAI bf16", variant="fp32 bf16", precision="16"),
-    Row(name="OpenVINO GenAI int8", variant="int8 f32", precision="8"),
-    Row(
-        name="OpenVINO GenAI int8, CDPruner",
-        variant="int8 f32",
-        precision="8",
-        keep_ratio=CDPRUNER_KEEPS,
-    ),
+        name=f"OpenVINO GenAI {name}{', CDPruner' if keep_ratio else ''}",
+        variant=variant,
+        precision=bits,
+        keep_ratio=keep_ratio,
+    )
+    for name, (variant, bits) in VARIANTS.items()
+    for keep_ratio in (None, CDPRUNER_KEEPS)
 )
 
 
