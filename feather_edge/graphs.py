@@ -184,6 +184,22 @@ class GraphSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         is_in_place = any(tensor.name == WRITE_INDICES for tensor in self.inputs)
         return self.caches if is_in_place else {}
 
+    def with_caches_in_place(self) -> GraphSpec:
+        """Return the contract of a segment whose grown caches are updated in place instead."""
+        caches = {*self.caches, *self.caches.values()}
+
+        def changed(tensor: TensorSpec) -> TensorSpec:
+            batch, heads, _, width = tensor.shape
+            shape = (batch, heads, CACHE_CAPACITY, width)
+            return msgspec.structs.replace(tensor, shape=shape)
+
+        start = TensorSpec(name=WRITE_INDICES, dtype="int64", shape=("batch",))
+        inputs, outputs = (
+            [changed(tensor) if tensor.name in caches else tensor for tensor in tensors]
+            for tensors in (self.inputs, self.outputs)
+        )
+        return msgspec.structs.replace(self, inputs=(*inputs, start), outputs=tuple(outputs))
+
     @property
     def weights_file(self) -> str:
         """Path of the weights, which all forms share."""

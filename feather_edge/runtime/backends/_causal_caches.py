@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from feather_edge.graphs import CACHE_CAPACITY, WRITE_INDICES, TensorSpec
+from feather_edge.graphs import CACHE_CAPACITY, WRITE_INDICES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from feather_edge.graphs import GraphSpec
+    from feather_edge.graphs import GraphSpec, TensorSpec
 
 DOMAIN = "com.microsoft"
 MASK = "attention_mask"
@@ -158,13 +158,6 @@ def _change_contract(graph: Any) -> None:
 
 
 def _in_place(spec: GraphSpec) -> GraphSpec:
-    def changed(tensor: TensorSpec) -> TensorSpec:
-        batch, heads, _, width = tensor.shape
-        shape = (batch, heads, CACHE_CAPACITY, width)
-        return msgspec.structs.replace(tensor, shape=shape)
-
-    caches = {*spec.caches, *spec.caches.values()}
-    start = TensorSpec(name=WRITE_INDICES, dtype="int64", shape=("batch",))
-    inputs = [changed(t) if t.name in caches else t for t in spec.inputs if t.name != MASK]
-    outputs = [changed(t) if t.name in caches else t for t in spec.outputs]
-    return msgspec.structs.replace(spec, inputs=(*inputs, start), outputs=tuple(outputs))
+    changed = spec.with_caches_in_place()
+    inputs = tuple(tensor for tensor in changed.inputs if tensor.name != MASK)
+    return msgspec.structs.replace(changed, inputs=inputs)

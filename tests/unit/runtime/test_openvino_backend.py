@@ -17,10 +17,13 @@ from support.sealing import seal_files
 
 from feather_edge import Pruning, Session
 from feather_edge.errors import BackendError, BundleError
+from feather_edge.pruning import Layout
 from feather_edge.recipes import ExportRecipe
+from feather_edge.runtime import kv_cache
 from feather_edge.runtime.backends import create_backend
 from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from feather_edge.runtime.backends.openvino import OpenVinoBackend
+from feather_edge.runtime.decoder import DecoderChain
 from feather_edge.runtime.fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -64,6 +67,45 @@ def test_answers_are_those_of_onnxruntime(
     for kept, expected in zip(ours.stages, reference.stages, strict=True):
         assert kept.kept_indices.tolist() == expected.kept_indices.tolist()
     assert (ours.backend, ours.device) == ("openvino", "cpu")
+
+
+def test_decode_steps_of_a_request_have_equal_shapes(bundle: Bundle) -> None:
+    """So OpenVINO prepares nothing for them; only what is new in a cache is copied into it."""
+    backend = OpenVinoBackend(num_threads=1)
+    graphs = [backend.open(bundle.path / spec.file, spec) for spec in bundle.decoders]
+    chain = DecoderChain(graphs, bundle.manifest, bundle.schedule, backend, max_new_tokens=9)
+    embeds = np.zeros((20, bundle.manifest.decoder.hidden_size), np.float32)
+
+    def shapes() -> list[dict[str, tuple[int, ...]]]:
+        names = [[*graph.spec.caches, *graph.spec.caches.values()] for graph in graphs]
+        return [
+            {name: tuple(graph.request.get_tensor(name).shape) for name in of_graph}
+            for graph, of_graph in zip(graphs, names, strict=True)
+        ]
+
+    chain.prefill(embeds, Layout.full(20, []), None)
+    prefill, steps = shapes(), []
+    for _ in range(3):
+        chain.decode_step(embeds[0])
+        steps.append(shapes())
+    assert steps[0] == steps[1] == steps[2]
+    for graph, before, after in zip(graphs, prefill, steps[0], strict=True):
+        assert graph.spec.caches_in_place
+        for present, past in graph.spec.caches.items():
+            assert (before[past][2], before[present][2]) == (0, 20)
+            assert (after[past][2], after[present][2]) == (20 + 9, 1)
+
+
+@pytest.mark.parametrize("step", [3, 256])
+def test_answers_do_not_depend_on_how_many_slots_are_seen(
+    sessions: tuple[Session, Session], monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    monkeypatch.setattr(kv_cache, "SEEN_STEP", step)
+    expected, found = (
+        session.generate(random_images(1), PROMPT, max_new_tokens=12) for session in sessions
+    )
+    assert found.token_ids == expected.token_ids
+    assert len(found.token_ids) == 12
 
 
 @pytest.mark.parametrize("make", [tiny_gemma3, tiny_paligemma])
@@ -121,12 +163,12 @@ def test_ties_go_to_the_lowest_row(bundle: Bundle) -> None:
     spec = bundle.decoders[0]
     backend = OpenVinoBackend(num_threads=1)
     graph = backend.open(bundle.path / spec.file, spec)
-    sizes = {"batch": 1, "sequence": 40, "past_sequence": 0, "total_sequence": 40}
+    sizes = {"batch": 1, "sequence": 40, "cache_capacity": 40, "total_sequence": 40}
     inputs = {
         t.name: np.ones([sizes[d] if isinstance(d, str) else d for d in t.shape], t.dtype)
-        for t in spec.inputs
+        for t in graph.spec.inputs
     }
-    inputs["num_kept"] = np.array([9])
+    inputs |= {"num_kept": np.array([9]), "write_indices": np.array([0])}
 
     outputs = graph.run({name: backend.upload(value) for name, value in inputs.items()})
 
