@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -71,20 +72,35 @@ def prepare(checkpoint: Path, folder: Path, variant: str) -> None:
     sys.argv = ["optimum-cli", "export", "openvino", "--model", str(checkpoint)]
     sys.argv += ["--task", "image-text-to-text", "--weight-format", weights, str(folder)]
     main()
+    if _model_type(checkpoint) == "llava":
+        _write_crop(folder / "preprocessor_config.json")
+
+
+def _write_crop(path: Path) -> None:
+    """Say the size of pictures as CLIP's processor does; of SigLIP's words it takes none.
+
+    Without them pictures are 336 pixels wide, whatever the encoder takes.
+    """
+    document = json.loads(path.read_text())
+    crop = document["size"]
+    document |= {"crop_size": crop, "size": {"shortest_edge": crop["height"]}}
+    path.write_text(json.dumps(document, indent=2))
+
+
+def _model_type(checkpoint: Path) -> str:
+    config = json.loads((checkpoint / "config.json").read_text())
+    return str(config["model_type"])
 
 
 class Contender:
     """A pipeline without prefix cache: pictures differ, and prompts' starts are no free lunch."""
 
     def __init__(self, checkpoint: Path, folder: Path, variant: str, num_threads: int) -> None:
-        import json
-
         import openvino
         import openvino_genai
 
         self._genai = openvino_genai
-        model_type = json.loads((checkpoint / "config.json").read_text())["model_type"]
-        self._template = TEMPLATES[model_type]
+        self._template = TEMPLATES[_model_type(checkpoint)]
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.enable_prefix_caching = False
         scheduler.cache_size = 1
