@@ -27,8 +27,8 @@ from feather_edge.bench.rates import MachineRates
 from feather_edge.bundle import Bundle
 from feather_edge.pruning import Layout
 from feather_edge.runtime.backend_names import OPENVINO_BF16
-from feather_edge.runtime.backends.base import Graph
 from feather_edge.runtime.backends.openvino import OpenVinoBackend
+from feather_edge.runtime.backends.wrapped import WrappedGraph
 from feather_edge.runtime.decoder import DecoderChain
 from feather_edge.runtime.embeddings import Embeddings
 
@@ -62,24 +62,23 @@ class Part:
     wall_ms: float
 
 
-class ProfiledGraph(Graph):
+class ProfiledGraph(WrappedGraph):
     """A graph that knows what its operators have taken so far."""
 
     def __init__(self, graph: Any) -> None:
-        self.spec = graph.spec
-        self._graph = graph
+        super().__init__(graph)
+        self._request = graph.request
         self._num_runs = 0
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See ``Graph.run``."""
         self._num_runs += 1
-        outputs: dict[str, Tensor] = self._graph.run(inputs)
-        return outputs
+        return super().run(inputs)
 
     def taken_ms(self) -> Counter[Operator]:
         """Return the time of all runs: OpenVINO tells each operator's mean over them."""
         taken: Counter[Operator] = Counter()
-        for each in self._graph.request.profiling_info if self._num_runs else ():
+        for each in self._request.profiling_info if self._num_runs else ():
             mean_ms = each.real_time.total_seconds() * 1e3
             taken[each.node_type, each.exec_type] += mean_ms * self._num_runs
         return taken

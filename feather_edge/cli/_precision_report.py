@@ -27,7 +27,7 @@ precision_report_options = all_of(
         type=click.Path(path_type=Path),
         metavar="BUNDLE",
         help="Measure instead what precision costs: compare with this bundle of the same "
-        "checkpoint, in fp32, on ONNX Runtime.",
+        "checkpoint, in fp32, on ONNX Runtime; --backend is what runs BUNDLE.",
     ),
     click.option(
         "--task",
@@ -51,8 +51,9 @@ precision_report_options = all_of(
 
 def run_precision_report(
     bundle: Path,
-    reference: Path,
+    backend: str | None,
     *,
+    reference: Path,
     task: str | None,
     limit: int | None,
     text: Path | None,
@@ -70,6 +71,7 @@ def run_precision_report(
             Bundle.open(reference),
             task=loaded,
             text=text,
+            backend=backend or "onnxruntime",
             on_progress=on_progress,
         )
     if as_json:
@@ -83,6 +85,7 @@ def run_precision_report(
 def _rows(report: PrecisionReport) -> list[tuple[str, str, str]]:
     rows = [
         ("precision", report.precision, report.reference_precision),
+        ("backend", report.backend, "onnxruntime"),
         (
             "weights, MiB",
             f"{mebibytes(report.weight_bytes):.1f}",

@@ -93,8 +93,8 @@ def command(ctx: click.Context, /, bundle: Path, *, as_json: bool, **options: An
         refuse_typed(ctx, (*options, *of_report), why="on --files")
         check_files(bundle, as_json=as_json)
     elif of_report["reference"] is not None:
-        refuse_typed(ctx, options, why="on --precision-report")
-        run_precision_report(bundle, as_json=as_json, **of_report)
+        refuse_typed(ctx, sorted({*options} - {"backend"}), why="on --precision-report")
+        run_precision_report(bundle, options["backend"], as_json=as_json, **of_report)
     else:
         refuse_typed(ctx, of_report, why="without --precision-report")
         verify_backends(bundle, as_json=as_json, **options)

@@ -57,13 +57,15 @@ def as_taken_by(graph: Graph, inputs: Mapping[str, NDArray[Any]]) -> tuple[Array
     if not caches:
         return taken, 0
     num_past = inputs[next(iter(caches))].shape[2]
-    num_total = num_past + _num_rows(graph, inputs)
+    num_rows = _num_rows(graph, inputs)
+    num_total = num_past + num_rows
     if not graph.spec.caches_in_place:
         return taken, num_total
     capacity = graph.limits.capacity or num_total
     for past in caches:
         taken[past] = _padded(inputs[past], capacity, axis=2)
-    num_seen = num_seen_slots(num_total, capacity) if num_past else num_total
+    is_step = num_rows == 1 and num_past > 0
+    num_seen = num_seen_slots(num_total, capacity) if is_step else num_total
     for name in _masks(graph):
         taken[name] = _padded(inputs[name], num_seen, axis=3)
     batch = len(inputs[graph.spec.inputs[0].name])

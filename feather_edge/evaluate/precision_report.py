@@ -92,6 +92,7 @@ class PrecisionReport(msgspec.Struct, frozen=True, kw_only=True):
 
     bundle: str
     reference: str
+    backend: str
     precision: str
     reference_precision: str
     weight_bytes: int
@@ -107,32 +108,36 @@ def report_precision(
     *,
     task: Task | None,
     text: Path | None = None,
+    backend: str = "onnxruntime",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> PrecisionReport:
-    """Compare two bundles of one checkpoint, on ONNX Runtime.
+    """Compare two bundles of one checkpoint, or one of them with itself on another backend.
 
     Args:
         bundle: in the precision in question.
-        reference: usually in fp32.
+        reference: usually in fp32; ONNX Runtime runs it.
         task: questions about pictures; None leaves logits and answers out.
         text: a file to predict; None leaves it out.
+        backend: that runs ``bundle``, see ``LogitTap``; it may round on its own.
         on_progress: called before the first and after every picture.
 
     Raises:
-        RequestError: if the bundles are of different checkpoints, or there is nothing to compare.
-        BackendError: if ONNX Runtime cannot run one of them.
+        RequestError: if the bundles are of different checkpoints, or there is nothing to compare,
+            or the backend runs engines.
+        BackendError: if a backend cannot run its bundle.
     """
     if task is None and text is None:
         raise RequestError("there is nothing to compare; give a task, a text, or both")
     _require_same_model(bundle, reference)
     logits = answers = prediction = None
     if task is not None:
-        logits, answers = _compare_answers(bundle, reference, task, on_progress)
+        logits, answers = _compare_answers(bundle, reference, task, backend, on_progress)
     if text is not None:
-        prediction = _compare_text(bundle, reference, text)
+        prediction = _compare_text(bundle, reference, text, backend)
     return PrecisionReport(
         bundle=str(bundle.path),
         reference=str(reference.path),
+        backend=backend,
         precision=describe_precision(bundle.manifest.recipe),
         reference_precision=describe_precision(reference.manifest.recipe),
         weight_bytes=_weight_bytes(bundle),
@@ -178,10 +183,11 @@ def _compare_answers(
     bundle: Bundle,
     reference: Bundle,
     task: Task,
+    backend: str,
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[LogitsReport, AnswersReport]:
     report = on_progress or (lambda _done, _total: None)
-    taps = LogitTap(), LogitTap()
+    taps = LogitTap(backend), LogitTap()
     reader = BoxReader.of(reference)
     pairs: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
     texts: list[tuple[str, str]] = []
@@ -250,11 +256,11 @@ def _logits_report(
     )
 
 
-def _compare_text(bundle: Bundle, reference: Bundle, text: Path) -> TextReport:
+def _compare_text(bundle: Bundle, reference: Bundle, text: Path, backend: str) -> TextReport:
     agreements, cosines, losses, reference_losses = [], [], [], []
     # Window by window side by side: the logits of a whole text would not fit.
-    both = zip(predict_text(bundle, text), predict_text(reference, text), strict=True)
-    for found, expected in both:
+    ours = predict_text(bundle, text, backend=backend)
+    for found, expected in zip(ours, predict_text(reference, text), strict=True):
         agreements.append(found.likeliest == expected.likeliest)
         cosines.append(found.cosine_to(expected))
         losses.append(found.losses)

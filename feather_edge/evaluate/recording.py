@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from feather_edge.evaluate.cache_forms import as_grown_inputs, as_grown_outputs, as_taken_by
 from feather_edge.graphs import VISION_ENCODER
-from feather_edge.runtime.backends.base import Backend, Graph, Tensor
+from feather_edge.runtime.backends.wrapped import WrappedBackend, WrappedGraph
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
-    from feather_edge.graphs import DType, GraphSpec
+    from feather_edge.graphs import GraphSpec
+    from feather_edge.runtime.backends.base import Backend, Graph, Tensor
 
 __all__ = ["GraphRun", "Phase", "Recorder"]
 
@@ -35,7 +35,7 @@ class GraphRun:
     outputs: dict[str, NDArray[Any]]
 
 
-class Recorder(Backend):
+class Recorder(WrappedBackend):
     """Runs graphs with another backend and keeps what it sees.
 
     Of every sample it keeps the images, the prefill and the first decode step: later steps are
@@ -46,10 +46,8 @@ class Recorder(Backend):
     """
 
     def __init__(self, backend: Backend) -> None:
-        self.name = backend.name
-        self.device = backend.device
+        super().__init__(backend)
         self.runs: list[GraphRun] = []
-        self._backend = backend
         self._sample = ""
         self._counts: Counter[str] = Counter()
         self._arrays: dict[int, tuple[Tensor, NDArray[Any]]] = {}
@@ -62,28 +60,7 @@ class Recorder(Backend):
 
     def open(self, file: Path, spec: GraphSpec) -> Graph:
         """See ``Backend.open``."""
-        return _RecordedGraph(self, self._backend.open(file, spec))
-
-    def upload(self, array: NDArray[np.generic]) -> Tensor:
-        """See ``Backend.upload``."""
-        return self._backend.upload(array)
-
-    def download(self, tensor: Tensor) -> NDArray[Any]:
-        """See ``Backend.download``."""
-        return self._backend.download(tensor)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """See ``Backend.notes``."""
-        return self._backend.notes
-
-    def zeros(self, shape: tuple[int, ...], dtype: DType) -> Tensor:
-        """See ``Backend.zeros``."""
-        return self._backend.zeros(shape, dtype)
-
-    def take_rows(self, tensor: Tensor, rows: NDArray[np.int64]) -> Tensor:
-        """See ``Backend.take_rows``."""
-        return self._backend.take_rows(tensor, rows)
+        return _RecordedGraph(self, super().open(file, spec))
 
     def wants(self, spec: GraphSpec) -> bool:
         """Count a run of a graph; return whether it is kept, not a later decode step."""
@@ -114,32 +91,28 @@ class Recorder(Backend):
         ones are updated in place.
         """
         return {
-            name: self._backend.download(tensor).copy()
-            if name in changing
-            else self._unchanging(tensor)
+            name: self.download(tensor).copy() if name in changing else self._unchanging(tensor)
             for name, tensor in tensors.items()
         }
 
     def _unchanging(self, tensor: Tensor) -> NDArray[Any]:
         if id(tensor) not in self._arrays:
-            self._arrays[id(tensor)] = (tensor, self._backend.download(tensor).copy())
+            self._arrays[id(tensor)] = (tensor, self.download(tensor).copy())
         return self._arrays[id(tensor)][1]
 
 
-class _RecordedGraph(Graph):
+class _RecordedGraph(WrappedGraph):
     def __init__(self, recorder: Recorder, graph: Graph) -> None:
-        self.spec = graph.spec
-        self.limits = graph.limits
+        super().__init__(graph)
         self._recorder = recorder
-        self._graph = graph
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See ``Graph.run``."""
         recorder, caches = self._recorder, self.spec.caches_in_place
         if not recorder.wants(self.spec):
-            return self._graph.run(inputs)
+            return self.graph.run(inputs)
         before = as_grown_inputs(self, recorder.values(inputs, changing=caches.values()))
-        outputs = self._graph.run(inputs)
+        outputs = self.graph.run(inputs)
         _, num_total = as_taken_by(self, before)
         after = as_grown_outputs(
             self, recorder.values(outputs, changing=caches), num_total=num_total

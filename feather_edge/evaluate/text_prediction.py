@@ -63,14 +63,21 @@ class TextPrediction:
         return cosines
 
 
-def predict_text(bundle: Bundle, text: Path) -> Iterator[TextPrediction]:
+def predict_text(
+    bundle: Bundle, text: Path, *, backend: str = "onnxruntime"
+) -> Iterator[TextPrediction]:
     """Read a text window by window; nothing is pruned.
+
+    Args:
+        bundle: whose decoder.
+        text: in UTF-8.
+        backend: that runs its graphs, see ``LogitTap``.
 
     Raises:
         RequestError: if the text cannot be read or is too short.
     """
     token_ids = _tokens(bundle, text)
-    tap = LogitTap(all_positions=True)
+    tap = LogitTap(backend, all_positions=True)
     graphs = [tap.open(bundle.path / spec.file, spec) for spec in bundle.decoders]
     embeddings = Embeddings.open(bundle)
     # A last window of one token has nothing that follows.

@@ -26,8 +26,8 @@ from feather_edge.export.dense import PROBE_PREFIX
 from feather_edge.export.precision import Rounding
 from feather_edge.export.quantise import channel_codes, channel_scales
 from feather_edge.graphs import VISION_ENCODER, TensorSpec
-from feather_edge.runtime.backends.base import Graph
 from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from feather_edge.runtime.backends.wrapped import WrappedGraph
 from feather_edge.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from feather_edge.bundle import Bundle
     from feather_edge.graphs import GraphSpec
-    from feather_edge.runtime.backends.base import Tensor
+    from feather_edge.runtime.backends.base import Graph, Tensor
     from feather_edge.samples import Sample
 
 __all__ = ["Entering", "best_rounding", "calibrate"]
@@ -190,15 +190,14 @@ class _Probing(OnnxRuntimeBackend):
         self.runs.setdefault(path, []).append(Entering.of(self.download(x)))
 
 
-class _Probed(Graph):
+class _Probed(WrappedGraph):
     def __init__(self, graph: Graph, backend: _Probing, probes: Mapping[str, str]) -> None:
-        self.spec = graph.spec
-        self._graph = graph
+        super().__init__(graph)
         self._backend = backend
         self._probes = probes
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        outputs = self._graph.run(inputs)
+        outputs = super().run(inputs)
         for name, path in self._probes.items():
             self._backend.note(path, outputs.pop(name))
         return outputs

@@ -115,9 +115,9 @@ class _InPlaceCache(SegmentCache):
         self.length = _num_slots(slots)
 
     def num_seen(self, num_new: int) -> int:
-        if self.length == 0:
-            return num_new
-        return num_seen_slots(self.length + num_new, self._capacity)
+        length = self.length + num_new
+        is_step = num_new == 1 and self.length > 0
+        return num_seen_slots(length, self._capacity) if is_step else length
 
     def inputs(self, num_new: int) -> dict[str, Tensor]:
         if not self._tensors:

@@ -13,8 +13,8 @@ nothing is remembered:
 * every token of a prompt sees every other (``prefix`` attention, PaliGemma);
 * ``int8-dynamic``, whose layers take the steps of their rounding from all rows of a run, so that
   even these tokens may depend on the picture;
-* backends that cannot run several rows after cached ones: profiles of engines begin with an empty
-  cache;
+* backends that cannot run several rows after cached ones: engines whose caches grow begin a prompt
+  with an empty one, unless they have one profile for everything;
 * requests whose criterion lets text take part in the ranking, see ``StagePlan.ranks_with_text``.
 """
 
@@ -117,5 +117,7 @@ def _why_not(bundle: Bundle, backend: Backend) -> str | None:
     if manifest.recipe.precision == "int8-dynamic":
         return "layers of int8-dynamic round all rows of a prompt in the same steps"
     if not backend.continues_prompts:
-        return f"backend {backend.name} runs no prompt after tokens that are cached"
+        why = f"backend {backend.name} runs no prompt after tokens that are cached"
+        remedy = "build its engines with --opset 24, or with --profiles one"
+        return why if backend.target is None else f"{why}; {remedy}"
     return None

@@ -78,6 +78,30 @@ def test_a_precision_is_measured(bundles: BundleFactory, text: Path) -> None:
     assert seen == [(0, 1), (1, 1)]
 
 
+def test_a_backend_is_measured_against_onnxruntime(bundles: BundleFactory, text: Path) -> None:
+    """The same codes: what differs is how OpenVINO computes with them."""
+    int8, fp32 = shipped(bundles, "int8"), shipped(bundles, "fp32")
+    task = load_task("scenes", limit=1)
+    same = report_precision(fp32, fp32, task=task, text=text, backend="openvino")
+    ours, theirs = (
+        report_precision(int8, fp32, task=task, text=text, backend=name)
+        for name in ("openvino", "onnxruntime")
+    )
+    assert (same.backend, ours.backend, theirs.backend) == ("openvino", "openvino", "onnxruntime")
+    for report, lowest in ((same, 1 - 1e-6), (ours, 0.99), (theirs, 0.99)):
+        assert report.logits is not None
+        assert report.text is not None
+        assert report.logits.lowest_cosine >= lowest
+        assert report.text.mean_cosine >= lowest
+    assert ours.text != theirs.text
+
+
+def test_engines_are_not_measured(bundles: BundleFactory) -> None:
+    bundle = shipped(bundles, "fp32")
+    with pytest.raises(RequestError, match="graphs, and backend tensorrt runs engines; choose on"):
+        report_precision(bundle, bundle, task=load_task("scenes", limit=1), backend="tensorrt")
+
+
 def test_losses_are_the_cross_entropy() -> None:
     rng = np.random.default_rng(0)
     logits = (rng.standard_normal((5, 7)) * 20).astype(np.float32)
@@ -89,17 +113,18 @@ def test_losses_are_the_cross_entropy() -> None:
     np.testing.assert_allclose(prediction.cosine_to(prediction), 1)
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("is_tied", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_all_positions_are_what_single_steps_give(
-    bundles: BundleFactory, text: Path, precision: Any, is_tied: bool
+    bundles: BundleFactory, text: Path, precision: Any, is_tied: bool, backend: str
 ) -> None:
     recipe = ExportRecipe(precision=precision, stages=(1,))
     bundle = bundles(num_layers=2, tie_word_embeddings=is_tied, recipe=recipe).bundle
-    prediction = next(predict_text(bundle, text))
-    tap = LogitTap()
+    prediction = next(predict_text(bundle, text, backend=backend))
+    tap = LogitTap(backend)
     graphs = [tap.open(bundle.path / spec.file, spec) for spec in bundle.decoders]
-    chain = DecoderChain(graphs, bundle.manifest, bundle.schedule, tap)
+    chain = DecoderChain(graphs, bundle.manifest, bundle.schedule, tap, max_new_tokens=7)
     embeddings = Embeddings.open(bundle)
     tokenizer: Any = Tokenizer.from_file(str(bundle.path / "tokenizer.json"))
     first, *rest = tokenizer.encode(TEXT, add_special_tokens=False).ids[:7]
@@ -148,7 +173,7 @@ def test_the_command(bundles: BundleFactory, text: Path) -> None:
         assert word in shown.stdout
     document = json.loads(CliRunner().invoke(main, [*line, "--json"]).stdout)
     assert set(document) == {
-        "bundle", "reference", "precision", "reference_precision", "weight_bytes",
+        "bundle", "reference", "backend", "precision", "reference_precision", "weight_bytes",
         "reference_weight_bytes", "logits", "answers", "text",
     }  # fmt: skip
     assert document["answers"]["task"] == "scenes"

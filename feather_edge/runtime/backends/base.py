@@ -70,8 +70,6 @@ class Backend(ABC):
         num_threads: of one graph run, where it was asked for; None is the backend's own choice.
         target: whose engines it runs; None where it runs graphs.
         opens_in_parallel: whether several threads may open graphs at once.
-        continues_prompts: whether a run may take several rows after a cache that is not empty, as
-            the rest of a prompt does whose first tokens are known from an earlier request.
         choice: why this backend was chosen, where ``auto`` chose it by measurements.
     """
 
@@ -80,8 +78,15 @@ class Backend(ABC):
     num_threads: int | None = None
     target: str | None = None
     opens_in_parallel: bool = False
-    continues_prompts: bool = False
     choice: str | None = None
+
+    @property
+    def continues_prompts(self) -> bool:
+        """Whether a run may take several rows after a cache that is not empty.
+
+        The rest of a prompt does whose first tokens are known from an earlier request.
+        """
+        return False
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shutil
+import tempfile
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +25,6 @@ from feather_edge.runtime.threads import default_num_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -106,6 +108,22 @@ class OpenVinoBackend(Backend):
             raise BackendError(f"openvino cannot load {file}: {_reason(error)}") from error
         graph = _OpenVinoGraph(self._openvino, compiled, request, spec)
         return _InPlaceGraph(graph, self) if in_place else graph
+
+    def open_model(self, model: bytes, spec: GraphSpec, *, weights: Path) -> Graph:
+        """Open a graph that lies in memory, its weights in files of the folder ``weights``.
+
+        OpenVINO reads external data from the folder of a model's file alone, so for as long as it
+        takes there is a copy.
+
+        Raises:
+            BackendError: if it cannot be loaded.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"{spec.name}.onnx"
+            file.write_bytes(model)
+            for name in _external_files(model):
+                shutil.copy(weights / name, folder)
+            return self.open(file, spec)
 
     def precision_of(self, spec: GraphSpec) -> str:
         """Return what a graph is computed in, as OpenVINO calls it.
@@ -213,6 +231,18 @@ class _InPlaceGraph(Graph):
         past, new = mask.data[..., :num_past], mask.data[..., num_past:num_total]
         hidden = np.zeros((*past.shape[:3], num_hidden), np.bool_)
         return self._backend.upload(np.concatenate([past, hidden, new], axis=-1))
+
+
+def _external_files(model: bytes) -> set[str]:
+    import onnx
+
+    tensors = onnx.load_model_from_string(model).graph.initializer
+    return {
+        entry.value
+        for tensor in tensors
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
 
 
 def _require_bf16(capabilities: list[str]) -> None:

@@ -137,6 +137,15 @@ class TensorRTBackend(Backend):
         return self._memory.zeros(shape, np.dtype(dtype))
 
     @property
+    def continues_prompts(self) -> bool:
+        """See ``Backend.continues_prompts``: profiles of prompts may want an empty cache."""
+        return all(self._takes_filled_caches(spec) for spec in self._bundle.decoders)
+
+    def _takes_filled_caches(self, spec: GraphSpec) -> bool:
+        profile = read_record(self._bundle.path, self._target, spec.name).profiles[0]
+        return all(profile.inputs[past].max[2] > 0 for past in spec.caches.values())
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """See ``Backend.notes``."""
         return tuple(self._machine.notes)

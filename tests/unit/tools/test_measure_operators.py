@@ -40,6 +40,7 @@ def test_a_graphs_time_is_the_mean_times_its_runs() -> None:
     told = [operator("A", "x", 0.001), operator("A", "x", 0.002), operator("A", "y", 0.004)]
     opened = SimpleNamespace(
         spec=None,
+        limits=None,
         request=SimpleNamespace(profiling_info=told),
         run=lambda inputs: inputs,
     )
