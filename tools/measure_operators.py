@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 Operator = tuple[str, str]
 """Kind, and the kernel that ran it."""
 
-PRODUCT = "FullyConnectedCompressed"
-"""What OpenVINO calls a product with weights."""
+PRODUCTS = ("FullyConnected", "FullyConnectedCompressed")
+"""What OpenVINO calls products with weights, float and integer ones."""
 
 
 SMALLEST_SHARE = 0.002
@@ -150,11 +150,11 @@ def report(name: str, part: Part) -> str:
 
 def weights_report(num_bytes: int, step: Part, copy_rate: float | None) -> str:
     """Return at what rate the products of a step read the weights of all segments."""
-    products_ms = sum(ms for (kind, _), ms in step.operators_ms.items() if kind == PRODUCT)
+    products_ms = sum(ms for (kind, _), ms in step.operators_ms.items() if kind in PRODUCTS)
     read = f"{num_bytes / products_ms / 1e6:.1f} GB/s" if products_ms else "no products"
     copied = "not measured" if copy_rate is None else f"{copy_rate / 1e9:.1f} GB/s"
     return (
-        f"weights: {num_bytes / 1e6:.0f} MB a step, read by {PRODUCT} at {read}; "
+        f"weights: {num_bytes / 1e6:.0f} MB a step, read by products at {read}; "
         f"copying as many, read and written: {copied}"
     )
 
