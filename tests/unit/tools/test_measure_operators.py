@@ -26,8 +26,6 @@ def test_operators_take_less_than_the_clock(bundles: BundleFactory) -> None:
     for part in parts.values():
         assert 0 < sum(part.operators_ms.values()) < part.wall_ms
         assert any(kind in measure_operators.PRODUCTS for kind, _ in part.operators_ms)
-    prefill, step = (sum(part.operators_ms.values()) for part in parts.values())
-    assert step < prefill / 5, "300 rows and one"
 
 
 def test_a_graphs_time_is_the_mean_times_its_runs() -> None:
