@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feather_edge.graphs import WRITE_INDICES
-from feather_edge.runtime.kv_cache import num_seen_slots
+from feather_edge.runtime.kv_cache import num_seen_in_place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,8 +64,7 @@ def as_taken_by(graph: Graph, inputs: Mapping[str, NDArray[Any]]) -> tuple[Array
     capacity = graph.limits.capacity or num_total
     for past in caches:
         taken[past] = _padded(inputs[past], capacity, axis=2)
-    is_step = num_rows == 1 and num_past > 0
-    num_seen = num_seen_slots(num_total, capacity) if is_step else num_total
+    num_seen = num_seen_in_place(num_past, num_rows, capacity)
     for name in _masks(graph):
         taken[name] = _padded(inputs[name], num_seen, axis=3)
     batch = len(inputs[graph.spec.inputs[0].name])

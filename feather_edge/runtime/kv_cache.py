@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from feather_edge.graphs import TensorSpec
     from feather_edge.runtime.backends.base import Backend, Graph, Tensor
 
-__all__ = ["SEEN_STEP", "SegmentCache", "num_seen_slots", "segment_cache"]
+__all__ = ["SEEN_STEP", "SegmentCache", "num_seen_in_place", "num_seen_slots", "segment_cache"]
 
 SEEN_STEP = 256
 """Slots by which decode steps widen what they see of a cache in place.
@@ -115,9 +115,7 @@ class _InPlaceCache(SegmentCache):
         self.length = _num_slots(slots)
 
     def num_seen(self, num_new: int) -> int:
-        length = self.length + num_new
-        is_step = num_new == 1 and self.length > 0
-        return num_seen_slots(length, self._capacity) if is_step else length
+        return num_seen_in_place(self.length, num_new, self._capacity)
 
     def inputs(self, num_new: int) -> dict[str, Tensor]:
         if not self._tensors:
@@ -158,6 +156,15 @@ def segment_cache(graph: Graph, backend: Backend, *, max_new_tokens: int) -> Seg
 
 def _num_slots(slots: Mapping[str, NDArray[Any]]) -> int:
     return int(next(iter(slots.values())).shape[2])
+
+
+def num_seen_in_place(num_past: int, num_new: int, capacity: int) -> int:
+    """Return how many slots of a cache in place a run over ``num_new`` more rows sees.
+
+    Decode steps see empty ones, too; the rows of a prompt see those that are filled.
+    """
+    length = num_past + num_new
+    return num_seen_slots(length, capacity) if num_past and num_new == 1 else length
 
 
 def num_seen_slots(length: int, capacity: int) -> int:

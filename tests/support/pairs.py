@@ -11,8 +11,8 @@ from support.reference import ReferencePruning, ReferenceVlm
 
 from feather_edge import Session
 from feather_edge.pruning import Pruning
-from feather_edge.runtime.backends.base import Graph
 from feather_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from feather_edge.runtime.backends.wrapped import WrappedGraph
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from support.bundles import Exported
 
     from feather_edge.graphs import GraphSpec
+    from feather_edge.runtime.backends.base import Graph
     from feather_edge.runtime.result import Result
 
 __all__ = ["SCORE_TOLERANCE", "TIE_GAP", "Pair", "TracingBackend", "open_pair", "options"]
@@ -53,14 +54,13 @@ class TracingBackend(OnnxRuntimeBackend):
         self.logits.clear()
 
 
-class _TracedGraph(Graph):
+class _TracedGraph(WrappedGraph):
     def __init__(self, backend: TracingBackend, graph: Graph) -> None:
+        super().__init__(graph)
         self._backend = backend
-        self._graph = graph
-        self.spec, self.limits = graph.spec, graph.limits
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        outputs = self._graph.run(inputs)
+        outputs = super().run(inputs)
         download = self._backend.download
         if (
             "inputs_embeds" in inputs

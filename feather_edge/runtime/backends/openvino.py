@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feather_edge.errors import BackendError
-from feather_edge.graphs import WRITE_INDICES
 from feather_edge.runtime.backend_names import OPENVINO_BF16
+from feather_edge.runtime.backends._appended_caches import InPlaceGraph, give_new_rows
 from feather_edge.runtime.backends.base import Backend, Graph, Tensor
 from feather_edge.runtime.threads import default_num_threads
 
@@ -101,13 +101,13 @@ class OpenVinoBackend(Backend):
         try:
             with _READING:
                 model = core.read_model(file)
-            in_place = _give_new_rows(model, spec)
+            in_place = give_new_rows(model, spec)
             compiled = core.compile_model(model, CPU, hints | _rounding(model))
             request = compiled.create_infer_request()
         except Exception as error:  # what the bindings raise has no common class of its own
             raise BackendError(f"openvino cannot load {file}: {_reason(error)}") from error
         graph = _OpenVinoGraph(self._openvino, compiled, request, spec)
-        return _InPlaceGraph(graph, self) if in_place else graph
+        return InPlaceGraph(graph, self) if in_place else graph
 
     def open_model(self, model: bytes, spec: GraphSpec, *, weights: Path) -> Graph:
         """Open a graph that lies in memory, its weights in files of the folder ``weights``.
@@ -192,47 +192,6 @@ class _OpenVinoGraph(Graph):
         return outputs
 
 
-class _InPlaceGraph(Graph):
-    """A segment whose caches stay where they are: what it appends is written there afterwards.
-
-    Inside, the new rows stand behind the whole memory, whose empty slots masks hide. So decode
-    steps have equal shapes, and OpenVINO compiles and prepares nothing for them.
-
-    Attributes:
-        request: see ``_OpenVinoGraph``.
-    """
-
-    def __init__(self, graph: _OpenVinoGraph, backend: OpenVinoBackend) -> None:
-        self.request = graph.request
-        self.spec = graph.spec.with_caches_in_place()
-        self._graph = graph
-        self._backend = backend
-        self._masks = [each.name for each in graph.spec.inputs if each.dtype == "bool"]
-
-    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        num_past = int(inputs[WRITE_INDICES].data[0])
-        caches = {past: inputs[past] for past in self.spec.caches.values()}
-        if num_past == 0:  # a prompt is spared looking at the slots that it will fill
-            seen = {name: self._backend.upload(t.data[:, :, :0]) for name, t in caches.items()}
-        else:
-            seen = caches
-        num_hidden = next(iter(seen.values())).shape[2] - num_past
-        masks = {name: self._mask(inputs[name], num_past, num_hidden) for name in self._masks}
-        outputs = self._graph.run({**inputs, **seen, **masks})
-        for name, past in self.spec.caches.items():
-            rows = outputs[name].data
-            caches[past].data[:, :, num_past : num_past + rows.shape[2]] = rows
-            outputs[name] = caches[past]
-        return outputs
-
-    def _mask(self, mask: Tensor, num_past: int, num_hidden: int) -> Tensor:
-        """Return a mask [B, 1, S, T] with ``num_hidden`` empty slots between old and new rows."""
-        num_total = num_past + mask.shape[2]
-        past, new = mask.data[..., :num_past], mask.data[..., num_past:num_total]
-        hidden = np.zeros((*past.shape[:3], num_hidden), np.bool_)
-        return self._backend.upload(np.concatenate([past, hidden, new], axis=-1))
-
-
 def _external_files(model: bytes) -> set[str]:
     import onnx
 
@@ -252,29 +211,6 @@ def _require_bf16(capabilities: list[str]) -> None:
             f"backend {OPENVINO_BF16} needs a processor that multiplies in bfloat16, and OpenVINO "
             f"lists {', '.join(capabilities)} for this one; choose openvino or onnxruntime"
         )
-
-
-def _give_new_rows(model: Any, spec: GraphSpec) -> bool:
-    """Let a segment give what it appends to its caches, if that is what it does with them.
-
-    Returns:
-        Whether it is: ``present.*`` are then [B, Hkv, S, Dh].
-    """
-    appended = {}
-    for result in model.get_results():
-        names = result.input_value(0).get_names() & set(spec.caches)
-        joined = result.input_value(0).get_node()
-        if names and joined.get_type_name() == "Concat" and joined.get_input_size() == 2:
-            appended[names.pop()] = (result, joined)
-    if not spec.caches or set(appended) != set(spec.caches):
-        return False
-    for name, (result, joined) in appended.items():
-        rows = joined.input_value(1)
-        joined.output(0).set_names(set())
-        result.input(0).replace_source_output(rows)
-        rows.set_names(rows.get_names() | {name})
-    model.validate_nodes_and_infer_types()
-    return True
 
 
 def _smallest(shape: Any) -> list[int]:
